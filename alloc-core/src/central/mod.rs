@@ -1,0 +1,375 @@
+//! The central layer: for each class the spans its blocks come from.
+//!
+//! One short lock per class and none across classes. Magazines are filled from the fullest span and emptied into the
+//! spans their blocks came from, found through the map. This is also where everything goes that bypasses the
+//! shards: allocation during set-up, a sequence that gave up, a shard that is sealed.
+//!
+//! A block that comes back is checked: its class must be that of the magazine, it must lie on the grid of its span,
+//! and it must not be free. A failure ends the process, see [`crate::fatal`].
+//!
+//! The pages of a span are taken from and given to the page heap outside of the class lock, while the span is in no
+//! list and so known to nobody else.
+
+mod span;
+#[cfg(test)]
+mod tests;
+
+use crate::meta::Pool;
+use crate::os::futex::{Lock, Locked};
+use crate::shard::magazine::{CAPACITY, Owned};
+use crate::size_class::{CLASS, CLASSES, Class, PAGE_SHIFT, class};
+use crate::{fatal, map, pages};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
+use span::{Span, Spans};
+
+/// The spans of one class and their sums.
+struct Central {
+    spans: Spans,
+    /// Blocks that are in magazines or in the hands of the program.
+    out: usize,
+    /// Spans, full ones included.
+    count: usize,
+    /// Wholly free spans among them.
+    idle: usize,
+    /// How often this lock was taken.
+    locks: u64,
+}
+
+static CENTRAL: [CachePadded<Locked<Central>>; CLASSES] =
+    [const { CachePadded::new(Locked::new(Central { spans: Spans::new(), out: 0, count: 0, idle: 0, locks: 0 })) };
+        CLASSES];
+
+static SPANS: Pool<Span> = Pool::new();
+
+static REFILLS: AtomicU64 = AtomicU64::new(0);
+static FLUSHES: AtomicU64 = AtomicU64::new(0);
+
+/// Runs `f` on a class under its lock.
+fn with<R>(class: usize, f: impl FnOnce(&mut Central) -> R) -> R {
+    let mut central = CENTRAL[if class < CLASSES { class } else { 0 }].lock();
+    central.locks += 1;
+    f(&mut central)
+}
+
+impl Central {
+    /// Takes up to `n` blocks, from the fullest span on, and gives each to `give`.
+    fn take(&mut self, of: &Class, n: usize, mut give: impl FnMut(usize)) -> usize {
+        let mut taken = 0;
+        while taken < n {
+            let span = self.spans.fullest();
+            // SAFETY: spans in the lists are valid, and changed only under this lock.
+            let Some(s) = (unsafe { span.as_mut() }) else { break };
+            let before = s.free();
+            if before == usize::from(of.blocks) {
+                self.idle = self.idle.saturating_sub(1);
+            }
+            while taken < n
+                && let Some(block) = s.take(of)
+            {
+                give(block);
+                taken += 1;
+            }
+            // SAFETY: it was in a list, and `before` is the number of free blocks it was there with.
+            unsafe { self.spans.resort(span, before, of) };
+        }
+        self.out += taken;
+        taken
+    }
+
+    /// Marks a block free. A span that is now wholly free and not worth keeping is taken out and returned.
+    fn put(&mut self, of: &Class, span: NonNull<Span>, block: usize) -> Option<NonNull<Span>> {
+        // SAFETY: the map named this span for an address of this class; spans are type-stable.
+        let s = unsafe { &mut *span.as_ptr() };
+        let Some(index) = of.index_of(block.wrapping_sub(s.base)) else { fatal::off_grid(block, of.size as usize) };
+        let before = s.free();
+        if !s.put(index) {
+            fatal::double_free(block, true);
+        }
+        self.out -= 1;
+        let wholly_free = s.free() == usize::from(of.blocks);
+        // One idle span is kept where it holds several blocks, so that a count that swings around a multiple of its
+        // blocks does not go to the page heap each time.
+        if wholly_free && (self.idle >= 1 || of.blocks == 1) {
+            if before > 0 {
+                // SAFETY: it has had free blocks, so it is in a list.
+                unsafe { self.spans.remove(span.as_ptr()) };
+            }
+            self.count -= 1;
+            return Some(span);
+        }
+        if wholly_free {
+            self.idle += 1;
+        }
+        // SAFETY: as for `remove` above.
+        unsafe { self.spans.resort(span.as_ptr(), before, of) };
+        None
+    }
+}
+
+/// A span of fresh pages for `class`, registered in the map and in no list.
+fn new_span(class: usize, of: &Class) -> Option<NonNull<Span>> {
+    let span = SPANS.get()?;
+    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages)) else {
+        // SAFETY: it came from the pool and is ours.
+        unsafe { SPANS.put(span) };
+        return None;
+    };
+    let base = run.addr.as_ptr().expose_provenance();
+    // SAFETY: the pool handed it to us alone.
+    unsafe { &mut *span.as_ptr() }.init(base, class as u8, of, run.zeroed);
+    if map::set(base, usize::from(of.pages), class as u8, span.as_ptr().cast()) {
+        return Some(span);
+    }
+    // SAFETY: the run is ours and nobody has seen it.
+    unsafe { pages::free(run.addr, usize::from(of.pages)) };
+    // SAFETY: as above.
+    unsafe { SPANS.put(span) };
+    None
+}
+
+/// Gives back a wholly free span that is in no list.
+fn retire(of: &Class, span: NonNull<Span>) {
+    // SAFETY: the span is out of its list, so it is ours.
+    let base = unsafe { span.as_ref() }.base;
+    map::clear(base, usize::from(of.pages));
+    // SAFETY: no block of it is in use and the map does not know it any more.
+    unsafe { pages::free(NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(base)), usize::from(of.pages)) };
+    // SAFETY: it came from the pool and is ours.
+    unsafe { SPANS.put(span) };
+}
+
+/// Takes up to `n` blocks; makes a new span if there is none with free blocks. 0 when memory is exhausted.
+fn take(class_index: usize, n: usize, mut give: impl FnMut(usize)) -> usize {
+    let of = class(class_index);
+    loop {
+        let taken = with(class_index, |central| central.take(of, n, &mut give));
+        if taken > 0 {
+            return taken;
+        }
+        let Some(span) = new_span(class_index, of) else { return 0 };
+        // Blocks are taken from the new span under the same lock, so that nobody else empties it meanwhile.
+        let taken = with(class_index, |central| {
+            central.count += 1;
+            central.idle += 1;
+            // SAFETY: the span is new, of this class, and in no list.
+            unsafe { central.spans.add(span.as_ptr(), of) };
+            central.take(of, n, &mut give)
+        });
+        if taken > 0 {
+            return taken;
+        }
+    }
+}
+
+/// Fills an empty, prepared magazine with up to `n` blocks, so that they come out in the order of their addresses.
+/// Returns their number, 0 when memory is exhausted.
+pub(crate) fn fill(magazine: &mut Owned, n: usize) -> usize {
+    let mut blocks = [0; CAPACITY];
+    let mut len = 0;
+    take(magazine.class(), n.min(magazine.capacity()), |block| {
+        if let Some(slot) = blocks.get_mut(len) {
+            *slot = block;
+            len += 1;
+        }
+    });
+    for &block in blocks.iter().take(len).rev() {
+        magazine.push(block);
+    }
+    if len > 0 {
+        REFILLS.fetch_add(1, Ordering::Relaxed);
+    }
+    len
+}
+
+/// One block, past the shards; `None` when memory is exhausted.
+pub(crate) fn allocate_one(class_index: usize) -> Option<NonNull<u8>> {
+    let mut block = 0;
+    take(class_index, 1, |taken| block = taken);
+    NonNull::new(core::ptr::with_exposed_provenance_mut(block))
+}
+
+/// A whole span of a class whose spans are single blocks, with whether its memory is known to be all zero.
+pub(crate) fn allocate_single(class_index: usize) -> Option<(NonNull<u8>, bool)> {
+    let of = class(class_index);
+    debug_assert!(of.blocks == 1);
+    let block = allocate_one(class_index)?;
+    let (_, owner) = map::lookup(block.as_ptr().addr());
+    // SAFETY: the block was just taken from this span and is its only one, so the field is ours.
+    let s = unsafe { &mut *owner.cast::<Span>() };
+    // Single-block spans go back to the page heap when they are free, so the flag is that of fresh pages.
+    Some((block, core::mem::take(&mut s.zeroed)))
+}
+
+/// The span of a block that was freed as one of `class_index`; ends the process if the map says otherwise.
+fn span_of(block: usize, class_index: usize) -> NonNull<Span> {
+    let (actual, owner) = map::lookup(block);
+    if usize::from(actual) != class_index {
+        let size = class(class_index).size as usize;
+        match usize::from(actual) {
+            0 => fatal::foreign(block),
+            other if other < CLASSES => fatal::wrong_size(block, size, class(other).size as usize),
+            _ => fatal::wrong_size(block, size, crate::large::usable_size(block).unwrap_or(0)),
+        }
+    }
+    match NonNull::new(owner.cast()) {
+        Some(span) => span,
+        None => fatal::foreign(block),
+    }
+}
+
+/// Returns all blocks of a magazine to their spans.
+pub(crate) fn flush(magazine: &mut Owned) {
+    let class_index = magazine.class();
+    let of = class(class_index);
+    FLUSHES.fetch_add(1, Ordering::Relaxed);
+    // Looked up before the lock is taken, so that it is held for the bitmaps alone.
+    let mut blocks = [(NonNull::<Span>::dangling(), 0); CAPACITY];
+    let mut len = 0;
+    while let Some(block) = magazine.pop()
+        && let Some(slot) = blocks.get_mut(len)
+    {
+        *slot = (span_of(block, class_index), block);
+        len += 1;
+    }
+    let mut rest = blocks.iter().take(len);
+    // Wholly free spans, a few for each time the lock is held; they are given back after it.
+    while rest.len() > 0 {
+        let mut retired = [None; 16];
+        let mut slots = retired.iter_mut();
+        with(class_index, |central| {
+            while slots.len() > 0
+                && let Some(&(span, block)) = rest.next()
+            {
+                if let Some(span) = central.put(of, span, block)
+                    && let Some(slot) = slots.next()
+                {
+                    *slot = Some(span);
+                }
+            }
+        });
+        retired.into_iter().flatten().for_each(|span| retire(of, span));
+    }
+}
+
+/// Returns one block, past the shards.
+pub(crate) fn free_one(class_index: usize, block: usize) {
+    let of = class(class_index);
+    let span = span_of(block, class_index);
+    if let Some(span) = with(class_index, |central| central.put(of, span, block)) {
+        retire(of, span);
+    }
+}
+
+/// Turns the single block at `block` from class `from` into one of class `to`, in place. False if there is no room.
+///
+/// # Safety
+/// The block is the caller's, and both are classes of single-block spans.
+pub(crate) unsafe fn resize_single(block: NonNull<u8>, from: usize, to: usize) -> bool {
+    let (old, new) = (class(from), class(to));
+    let (old_pages, new_pages) = (usize::from(old.pages), usize::from(new.pages));
+    let base = block.as_ptr().addr();
+    let span = span_of(base, from);
+    // SAFETY: the span's only block is the caller's, so nobody else uses it.
+    let s = unsafe { &mut *span.as_ptr() };
+    if s.base != base {
+        fatal::off_grid(base, old.size as usize);
+    }
+    // The block may be handed out again later for any alignment that its class promises.
+    if !base.is_multiple_of(usize::from(new.align_pages) << PAGE_SHIFT) {
+        return false;
+    }
+    if new_pages > old_pages {
+        // SAFETY: the run is the span's, which is the caller's.
+        if !unsafe { pages::extend(block, old_pages, new_pages) } {
+            return false;
+        }
+        // The leaf exists already: runs never cross a huge page.
+        map::set(base, new_pages, to as u8, span.as_ptr().cast());
+    } else if new_pages < old_pages {
+        map::set(base, new_pages, to as u8, span.as_ptr().cast());
+        map::clear(base + Span::bytes(new), old_pages - new_pages);
+        // SAFETY: the tail lies inside the block, behind its new end, and is page-aligned; it is not null.
+        let tail = unsafe { NonNull::new_unchecked(block.as_ptr().add(Span::bytes(new))) };
+        // SAFETY: nobody uses the tail any more.
+        unsafe { pages::free(tail, old_pages - new_pages) };
+    }
+    s.class = to as u8;
+    with(from, |central| {
+        central.out -= 1;
+        central.count -= 1;
+    });
+    with(to, |central| {
+        central.out += 1;
+        central.count += 1;
+    });
+    true
+}
+
+/// Gives all wholly free spans back to the page heap.
+pub(crate) fn purge() {
+    for class_index in 1..CLASSES {
+        let of = class(class_index);
+        loop {
+            let span = with(class_index, |central| {
+                if central.idle == 0 {
+                    return None;
+                }
+                let span = central.spans.wholly_free(of)?;
+                // SAFETY: it came from a list.
+                unsafe { central.spans.remove(span.as_ptr()) };
+                central.idle -= 1;
+                central.count -= 1;
+                Some(span)
+            });
+            let Some(span) = span else { break };
+            retire(of, span);
+        }
+    }
+}
+
+/// What [`usage`] reports, in bytes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// Blocks that are in magazines or in the hands of the program.
+    pub(crate) out: usize,
+    /// Free blocks in spans.
+    pub(crate) cached: usize,
+    /// Pages of spans.
+    pub(crate) active: usize,
+    /// Class locks taken.
+    pub(crate) locks: u64,
+    /// Magazines filled and emptied.
+    pub(crate) refills: u64,
+    pub(crate) flushes: u64,
+}
+
+/// The sums over all classes.
+pub(crate) fn usage() -> Usage {
+    let mut sum = Usage {
+        refills: REFILLS.load(Ordering::Relaxed),
+        flushes: FLUSHES.load(Ordering::Relaxed),
+        ..Usage::default()
+    };
+    for (of, central) in CLASS.iter().zip(&CENTRAL).skip(1) {
+        // Not through `with`: looking does not count as a lock taken.
+        let central = central.lock();
+        let blocks = central.count * usize::from(of.blocks);
+        sum.out += central.out * of.size as usize;
+        sum.cached += blocks.saturating_sub(central.out) * of.size as usize;
+        sum.active += central.count * Span::bytes(of);
+        sum.locks += central.locks;
+    }
+    sum
+}
+
+/// All locks of this layer, in their order, for the fork handlers.
+pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
+    CENTRAL.iter().map(|central| central.raw())
+}
+
+/// The pool of spans, for the fork handlers.
+pub(crate) fn pool() -> &'static Pool<Span> {
+    &SPANS
+}

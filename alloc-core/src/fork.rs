@@ -1,0 +1,79 @@
+//! `fork` in a process with several threads: the child gets the memory of all threads and only one of them.
+//!
+//! Before the fork the forking thread takes all locks, in the order of the layers from the drainer downwards, so nothing that a
+//! lock guards is half done in the child. What no lock guards needs no care: a vCPU's shard is consistent at any
+//! instant, since each change is one store, and a magazine that another thread was moving between two places is lost in the
+//! child, a leak of its blocks. In the parent the locks are released, in the child made free anew.
+//!
+//! The child has one thread and an address space of its own; its ids start from 0 again and lead to the same shards. The
+//! registrations of the thread with rseq and of the process with membarrier are inherited.
+//!
+//! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
+
+use crate::os::futex::Lock;
+use crate::shard::{arena, drain, gate, magazine};
+use crate::{central, depot, large, meta, pages};
+
+/// Installs the handlers, once, when the mode is decided.
+pub(crate) fn install() {
+    // SAFETY: the handlers are functions of this object, which stays loaded. An error means that there is no memory,
+    // and then a child of several threads has to do without.
+    // <https://man7.org/linux/man-pages/man3/pthread_atfork.3.html>
+    unsafe {
+        libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child));
+    }
+}
+
+/// The locks of the upper layers, in their order.
+fn locks() -> impl Iterator<Item = &'static Lock> {
+    [drain::lock(), gate::lock()].into_iter().chain(arena::locks()).chain(depot::locks()).chain(central::locks())
+}
+
+/// The locks of the pools, which are taken with any of the above held.
+fn pools() -> [&'static Lock; 2] {
+    [magazine::pool().raw(), central::pool().raw()]
+}
+
+extern "C" fn before() {
+    locks().for_each(Lock::acquire);
+    pages::lock_for_fork();
+    large::lock_for_fork();
+    pools().into_iter().for_each(Lock::acquire);
+    meta::lock_for_fork();
+}
+
+extern "C" fn in_parent() {
+    // SAFETY: taken by `before`, in this thread.
+    unsafe {
+        meta::unlock_after_fork();
+    }
+    for lock in pools() {
+        // SAFETY: as above.
+        unsafe { lock.release() };
+    }
+    // SAFETY: as above.
+    unsafe { large::unlock_after_fork() };
+    // SAFETY: as above.
+    unsafe { pages::unlock_after_fork() };
+    for lock in locks() {
+        // SAFETY: as above. The order of release does not matter.
+        unsafe { lock.release() };
+    }
+}
+
+extern "C" fn in_child() {
+    // SAFETY: taken by `before`; the child has one thread, so nobody waits.
+    unsafe { meta::reset_after_fork() };
+    for lock in pools() {
+        // SAFETY: as above.
+        unsafe { lock.reset() };
+    }
+    // SAFETY: as above.
+    unsafe { large::reset_after_fork() };
+    // SAFETY: as above.
+    unsafe { pages::reset_after_fork() };
+    for lock in locks() {
+        // SAFETY: as above.
+        unsafe { lock.reset() };
+    }
+}

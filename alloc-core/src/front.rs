@@ -1,0 +1,276 @@
+//! The front: from a size and an alignment to the layer that serves it. What [`crate::RseqAlloc`] inlines into its
+//! callers is here, and what it calls when that finds nothing.
+//!
+//! The hit path is a comparison and one commit sequence. It takes `x = (size - 1) | (align - 1)`, the rounded size less
+//! one; for small sizes `x` without its low three bits is the displacement of the bin's header.
+//!
+//! The functions out of line take their arguments where the hit path has them in registers already, so that it
+//! moves nothing on their behalf.
+//!
+//! Everything else is out of line: [`allocate_slow`] and [`free_slow`] for a sequence that found nothing, the `medium`
+//! functions for sizes beyond the small ones. Memory that cannot be had is tried once more after everything free was
+//! given back; then the answer is null.
+
+use crate::options::Options;
+use crate::shard::gate::{self, FAST, Route};
+use crate::shard::vcpu::OnVcpu;
+use crate::shard::{self, Visit, arena, displacement};
+use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
+use crate::{central, fatal, large, os, pages};
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Visits to a shard after which a call does without it: threads of the same vCPU keep changing it under us.
+const VISITS: usize = 32;
+
+/// Calls that went past the shards.
+static BYPASSES: AtomicU64 = AtomicU64::new(0);
+
+/// How many calls went past the shards.
+pub(crate) fn bypasses() -> u64 {
+    BYPASSES.load(Ordering::Relaxed)
+}
+
+/// The rounded size less one. A size of 0 comes out as the largest number, which nothing serves.
+#[inline(always)]
+const fn rounded(size: usize, align: usize) -> usize {
+    size.wrapping_sub(1) | align.wrapping_sub(1)
+}
+
+/// `size` bytes aligned to `align`, null if they cannot be had.
+///
+/// # Safety
+/// `align` is a power of two.
+#[inline(always)]
+pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *mut u8 {
+    let x = rounded(size, align);
+    if x >= SMALL_MAX {
+        return allocate_medium(x, align, options);
+    }
+    // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
+    let block = unsafe { FAST.pop(x & !7) };
+    if block != 0 {
+        return core::ptr::with_exposed_provenance_mut(block);
+    }
+    allocate_slow(x & !7, options)
+}
+
+/// Returns what [`allocate`] gave for the same size and alignment.
+///
+/// # Safety
+/// `block` is a live block of that size and alignment, and not used any more.
+#[inline(always)]
+pub(crate) unsafe fn free(options: &Options, block: *mut u8, size: usize, align: usize) {
+    let x = rounded(size, align);
+    if x >= SMALL_MAX {
+        // SAFETY: the contract of this function.
+        return unsafe { free_medium(block, x, options) };
+    }
+    // SAFETY: as in `allocate`; a block is neither 0 nor 1.
+    if !unsafe { FAST.push(x & !7, block.expose_provenance()) } {
+        free_slow(block, x & !7, options);
+    }
+}
+
+/// Sizes or alignments that are not small.
+#[inline(never)]
+fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
+    match bin(x) {
+        Some(bin) => {
+            // SAFETY: as in `allocate`.
+            let block = unsafe { FAST.pop(displacement(bin)) };
+            if block != 0 {
+                return core::ptr::with_exposed_provenance_mut(block);
+            }
+            allocate_slow(displacement(bin), options)
+        }
+        None => allocate_large(options, x.wrapping_add(1), align).0,
+    }
+}
+
+/// See [`allocate_medium`].
+///
+/// # Safety
+/// As for [`free`].
+#[inline(never)]
+unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
+    match bin(x) {
+        Some(bin) => {
+            // SAFETY: as in `free`.
+            if !unsafe { FAST.push(displacement(bin), block.expose_provenance()) } {
+                free_slow(block, displacement(bin), options);
+            }
+        }
+        None => free_large(block),
+    }
+}
+
+/// What no class serves, with whether it is known to be zero. Null for a size of 0, which `GlobalAlloc` rules out.
+fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, bool) {
+    if size == 0 {
+        return (null_mut(), false);
+    }
+    gate::decide_if_undecided(options);
+    tick();
+    let found = large::allocate(size, align).or_else(|| {
+        purge();
+        large::allocate(size, align)
+    });
+    found.map_or((null_mut(), false), |(block, zeroed)| (block.as_ptr(), zeroed))
+}
+
+fn free_large(block: *mut u8) {
+    // SAFETY: a large block that is looked up before it is believed.
+    match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
+        Some(Ok(())) => tick(),
+        _ => fatal::foreign(block.addr()),
+    }
+}
+
+/// A block of the bin at `displacement` when the inlined sequence brought none.
+#[cold]
+#[inline(never)]
+fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
+    let bin = shard::bin_at(displacement);
+    let block = match visit(options, |access| shard::allocate(access, bin), |arena| shard::allocate(arena, bin)) {
+        Some(block) => block,
+        None => central::allocate_one(class_of_bin(bin)).map_or(0, |block| block.as_ptr().expose_provenance()),
+    };
+    if block != 0 {
+        return core::ptr::with_exposed_provenance_mut(block);
+    }
+    purge();
+    central::allocate_one(class_of_bin(bin)).map_or(null_mut(), NonNull::as_ptr)
+}
+
+/// Returns a block of the bin at `displacement` when the inlined sequence did not take it.
+#[cold]
+#[inline(never)]
+fn free_slow(block: *mut u8, displacement: usize, options: &Options) {
+    let bin = shard::bin_at(displacement);
+    let block = block.expose_provenance();
+    let done = visit(options, |access| shard::free(access, bin, block), |arena| shard::free(arena, bin, block));
+    if done.is_none() {
+        central::free_one(class_of_bin(bin), block);
+    }
+}
+
+/// Runs `on_vcpu` or `on_arena` with the thread's shard until it is done; `None` if the call is to do without one.
+#[inline(always)]
+fn visit<T>(
+    options: &Options,
+    mut on_vcpu: impl FnMut(&OnVcpu) -> Visit<T>,
+    mut on_arena: impl FnMut(&arena::Locked) -> Visit<T>,
+) -> Option<T> {
+    let route = gate::route(options);
+    for _ in 0..VISITS {
+        let visit = match route {
+            Route::Vcpu => match OnVcpu::current() {
+                Some(access) => on_vcpu(&access),
+                None => Visit::Bypass,
+            },
+            Route::Arena => match arena::acquire() {
+                Some(arena) => on_arena(&arena),
+                None => Visit::Bypass,
+            },
+            Route::Direct => Visit::Bypass,
+        };
+        match visit {
+            Visit::Done(value) => return Some(value),
+            Visit::Again => {}
+            Visit::Bypass => break,
+        }
+    }
+    BYPASSES.fetch_add(1, Ordering::Relaxed);
+    None
+}
+
+/// As [`allocate`], with all bytes zero.
+///
+/// # Safety
+/// As for [`allocate`].
+pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usize) -> *mut u8 {
+    let x = rounded(size, align);
+    let (block, zeroed) = match bin(x) {
+        None => allocate_large(options, size, align),
+        Some(bin) if class(class_of_bin(bin)).blocks == 1 => {
+            // SAFETY: as in `allocate`.
+            match unsafe { FAST.pop(displacement(bin)) } {
+                0 => allocate_single(options, bin),
+                block => (core::ptr::with_exposed_provenance_mut(block), false),
+            }
+        }
+        // SAFETY: the contract of this function.
+        Some(_) => (unsafe { allocate(options, size, align) }, false),
+    };
+    if !zeroed && !block.is_null() {
+        // SAFETY: a fresh block of at least `size` bytes.
+        unsafe { block.write_bytes(0, size) };
+    }
+    block
+}
+
+/// A block that is a span of its own and may be fresh from the operating system; past the shard, which knows nothing
+/// about what its blocks hold.
+fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
+    gate::decide_if_undecided(options);
+    tick();
+    match central::allocate_single(class_of_bin(bin)) {
+        Some((block, zeroed)) => (block.as_ptr(), zeroed),
+        None => (allocate_slow(displacement(bin), options), false),
+    }
+}
+
+/// Changes the size of a block, in place if that can be. Null if it cannot be had, and then the block stays as it is.
+///
+/// # Safety
+/// `block` is a live block of `size` and `align`; `new_size` is not 0.
+pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
+    let Some(old) = NonNull::new(block) else { return null_mut() };
+    match (bin(rounded(size, align)), bin(rounded(new_size, align))) {
+        (Some(from), Some(to)) => {
+            let (from, to) = (class_of_bin(from), class_of_bin(to));
+            if from == to {
+                return block;
+            }
+            if class(from).blocks == 1
+                && class(to).blocks == 1
+                // SAFETY: the block is the caller's; both classes have one block in a span.
+                && unsafe { central::resize_single(old, from, to) }
+            {
+                return block;
+            }
+        }
+        (None, None) => {
+            // SAFETY: the block is the caller's, and large.
+            if let Some(new) = unsafe { large::resize(old, new_size, align) } {
+                return new.as_ptr();
+            }
+        }
+        _ => {}
+    }
+    // SAFETY: the alignment is the old one.
+    let new = unsafe { allocate(options, new_size, align) };
+    if !new.is_null() {
+        // SAFETY: both are live, disjoint, and at least that long.
+        unsafe { new.copy_from_nonoverlapping(block, size.min(new_size)) };
+        // SAFETY: the contract of this function.
+        unsafe { free(options, block, size, align) };
+    }
+    new
+}
+
+/// Lets the page heap and the cache of large blocks give back what has been free for long enough. Called where the
+/// cost of reading a coarse clock does not show.
+pub(crate) fn tick() {
+    let now = os::clock::now_ms();
+    pages::tick(now);
+    large::tick(now);
+}
+
+/// Gives back everything that is free, from every layer. Returns the bytes that went to the operating system.
+pub(crate) fn purge() -> usize {
+    shard::drain::purge();
+    central::purge();
+    pages::purge() + large::purge()
+}

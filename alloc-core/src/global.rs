@@ -1,0 +1,86 @@
+//! `GlobalAlloc`: the interface of Rust programs.
+
+use crate::front;
+use crate::options::{IndexChoice, Options};
+use core::alloc::{GlobalAlloc, Layout};
+
+/// The allocator, to be used as `#[global_allocator]`.
+///
+/// The value holds options only; all instances share one heap. The options of the instance that serves the first
+/// allocation of the process count.
+///
+/// ```
+/// use alloc_core::{IndexChoice, RseqAlloc};
+///
+/// #[global_allocator]
+/// static GLOBAL: RseqAlloc = RseqAlloc::new().decay_ms(5_000).index(IndexChoice::Auto);
+///
+/// fn main() {
+///     let words: Vec<String> = ["kept", "per", "vCPU"].map(String::from).to_vec();
+///     assert_eq!(words.concat(), "keptpervCPU");
+///     eprintln!("{}", alloc_core::mode());
+/// }
+/// ```
+#[derive(Debug)]
+pub struct RseqAlloc {
+    options: Options,
+}
+
+impl Default for RseqAlloc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RseqAlloc {
+    /// With default options.
+    pub const fn new() -> Self {
+        Self { options: Options::new() }
+    }
+
+    /// What the caches are indexed by; [`IndexChoice::Auto`] by default. `RSEQ_ALLOC=index=…` overrides it.
+    pub const fn index(mut self, index: IndexChoice) -> Self {
+        self.options.index = index;
+        self
+    }
+
+    /// Over how many milliseconds free pages go back to the operating system: 10 000 by default, 0 for at once,
+    /// `u64::MAX` for never. `RSEQ_ALLOC=decay=…` overrides it.
+    pub const fn decay_ms(mut self, ms: u64) -> Self {
+        self.options.decay_ms = ms;
+        self
+    }
+
+    /// How many bytes of free blocks a vCPU keeps in its lists of filled magazines, over all classes: 4 MiB by default. The
+    /// loaded magazine of each class comes on top. `RSEQ_ALLOC=budget=…` overrides it.
+    pub const fn shard_budget(mut self, bytes: usize) -> Self {
+        self.options.shard_budget = bytes;
+        self
+    }
+}
+
+// SAFETY: blocks are aligned, disjoint and stay valid until they are freed, by the invariants of the layers below; a
+// failed resize leaves the block as it was; nothing unwinds.
+unsafe impl GlobalAlloc for RseqAlloc {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: a layout's alignment is a power of two.
+        unsafe { front::allocate(&self.options, layout.size(), layout.align()) }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's block, allocated with this layout.
+        unsafe { front::free(&self.options, block, layout.size(), layout.align()) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: a layout's alignment is a power of two.
+        unsafe { front::allocate_zeroed(&self.options, layout.size(), layout.align()) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's block, allocated with this layout; the new size is not 0.
+        unsafe { front::resize(&self.options, block, layout.size(), layout.align(), new_size) }
+    }
+}

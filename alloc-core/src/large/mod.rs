@@ -1,0 +1,513 @@
+//! Blocks too large for the page heap, each in a mapping of its own.
+//!
+//! A block is registered in the [`map`] by its first page only; the owner there is a [`Block`], a type-stable descriptor with
+//! address and length. Freed mappings wait a while in a small [`cache`], so that a program which allocates and frees
+//! the same large buffer makes no system calls and no page faults.
+//!
+//! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find each
+//! other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in small steps
+//! is cheap. Pages behind the contents are not touched and so cost address space only.
+//!
+//! Invariants:
+//! - A live block's address is in the map, with its descriptor, whose `addr` equals it. Whoever swaps `addr` for 0 has
+//!   the block: of two frees of one block, one wins and the other is told.
+//! - An entry in the map is cleared before its address can become somebody else's.
+//! - Two heads are never in one page of the map: every mapping has at least its length.
+//! - A failed call changes nothing.
+//!
+//! What it does not do: mappings are not split or merged, nor named (two system calls more per block), and when the
+//! kernel refuses to unmap one (too many mappings), its memory goes back but its addresses are lost.
+
+mod cache;
+#[cfg(test)]
+mod tests;
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::map;
+use crate::meta::{Pool, PoolItem};
+use crate::os::futex::Locked;
+use crate::os::{clock, mapping};
+use crate::size_class::PAGE_SHIFT;
+use cache::{Cache, Mapping};
+
+/// A page of the map; no mapping is shorter.
+const LEAST: usize = 1 << PAGE_SHIFT;
+/// Up to here lengths are rounded in steps.
+const STEPPED: usize = 4 << 20;
+/// Steps per doubling.
+const STEPS: usize = 8;
+/// The largest reserve of a grown block.
+const MAX_RESERVE: usize = 1 << 20;
+
+/// How long a freed mapping is kept unless set otherwise, in milliseconds: as long as free pages decay.
+const DEFAULT_DECAY_MS: u64 = 10_000;
+const NEVER: u64 = u64::MAX;
+/// What one tick unmaps at most, one mapping apart.
+const TICK_BYTES: usize = 16 << 20;
+
+static HEAP: LargeHeap = LargeHeap::new();
+
+/// There is no large block at that address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NotOurs;
+
+/// What the large blocks hold.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct LargeUsage {
+    /// Bytes of blocks in use.
+    pub(crate) live_bytes: usize,
+    /// Bytes of freed mappings that are kept.
+    pub(crate) cached_bytes: usize,
+    /// Mappings, in use and kept.
+    pub(crate) mappings: usize,
+}
+
+/// The descriptor of a block. All zero bits while it is nobody's.
+#[repr(C)]
+struct Block {
+    /// Where the block starts; 0 while there is none.
+    addr: AtomicUsize,
+    len: AtomicUsize,
+    link: *mut Block,
+}
+
+// SAFETY: the link belongs to the pool; the rest is atomic.
+unsafe impl Send for Block {}
+
+// SAFETY: `link` is a word used for nothing else, and zero bytes are a valid block.
+unsafe impl PoolItem for Block {
+    fn link(this: *mut Self) -> *mut *mut Self {
+        // SAFETY: only the place is computed.
+        unsafe { &raw mut (*this).link }
+    }
+}
+
+/// Large blocks and their cache. The process has one; tests make their own.
+struct LargeHeap {
+    cache: Locked<Cache>,
+    blocks: Pool<Block>,
+    /// The time from which [`tick`](Self::tick) has something to do; 0: nothing at all. Changed with `cache` locked.
+    due: AtomicU64,
+    /// 0: the default; otherwise milliseconds plus one.
+    decay: AtomicU64,
+    live_bytes: AtomicUsize,
+    live: AtomicUsize,
+}
+
+impl LargeHeap {
+    const fn new() -> Self {
+        Self {
+            cache: Locked::new(Cache::new()),
+            blocks: Pool::new(),
+            due: AtomicU64::new(0),
+            decay: AtomicU64::new(0),
+            live_bytes: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+        }
+    }
+
+    fn allocate(&self, size: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+        let len = stepped(size)?;
+        let align = align.max(mapping::page_size());
+        let block = self.blocks.get()?;
+        let Some((start, zeroed)) = self.cached_or_fresh(len, align) else {
+            // SAFETY: from the pool, and nobody saw it.
+            unsafe { self.blocks.put(block) };
+            return None;
+        };
+        // SAFETY: descriptors live for ever, and their shared fields are atomic.
+        let fields = unsafe { block.as_ref() };
+        fields.len.store(len, Ordering::Relaxed);
+        fields.addr.store(start.addr().get(), Ordering::Relaxed);
+        if !map::set(start.addr().get(), 1, map::LARGE, block.as_ptr().cast()) {
+            fields.addr.store(0, Ordering::Relaxed);
+            // SAFETY: the block was not registered and not handed out, so nobody knows it or its memory.
+            unsafe {
+                self.blocks.put(block);
+                give_back(start, len);
+            }
+            return None;
+        }
+        self.live.fetch_add(1, Ordering::Relaxed);
+        self.live_bytes.fetch_add(len, Ordering::Relaxed);
+        Some((start, zeroed))
+    }
+
+    /// A mapping, and whether it is known to be zero.
+    fn cached_or_fresh(&self, len: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+        if cache::fits(len)
+            && let Some(start) = self.cache.lock().take(len, align)
+        {
+            return Some((start, false));
+        }
+        if let Some(start) = mapping::map(len, align) {
+            return Some((start, true));
+        }
+        // What is kept here may be just what is missing.
+        if self.purge() == 0 {
+            return None;
+        }
+        Some((mapping::map(len, align)?, true))
+    }
+
+    /// # Safety
+    ///
+    /// If a block starts at `ptr`, the caller gives it up.
+    unsafe fn free(&self, ptr: NonNull<u8>, now_ms: u64) -> Result<(), NotOurs> {
+        let addr = ptr.addr().get();
+        let block = find(addr).ok_or(NotOurs)?;
+        // SAFETY: descriptors live for ever, and their shared fields are atomic.
+        let fields = unsafe { block.as_ref() };
+        if fields
+            .addr
+            .compare_exchange(addr, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
+            return Err(NotOurs);
+        }
+        let len = fields.len.load(Ordering::Relaxed);
+        map::clear(addr, 1);
+        // SAFETY: claimed above, so this is the only free of it, and the map does not lead to it any more.
+        unsafe { self.blocks.put(block) };
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        self.keep(Mapping::new(ptr, len, now_ms));
+        Ok(())
+    }
+
+    /// Puts a mapping that nobody uses into the cache, whose oldest make room, or gives it back.
+    fn keep(&self, mapping: Mapping) {
+        let decay = self.decay_ms();
+        if decay == 0 || !cache::fits(mapping.len()) {
+            // SAFETY: nobody uses it.
+            unsafe { mapping.give_back() };
+            return;
+        }
+        loop {
+            let mut cache = self.cache.lock();
+            let Some(oldest) = cache.put(&mapping) else {
+                if decay != NEVER && self.due.load(Ordering::Relaxed) == 0 {
+                    let due = mapping.since().saturating_add(decay).max(1);
+                    self.due.store(due, Ordering::Relaxed);
+                }
+                return;
+            };
+            drop(cache);
+            // SAFETY: taken out of the cache, so it is ours alone.
+            unsafe { oldest.give_back() };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// If a block starts at `ptr`, it is the caller's. `align` is the alignment it was allocated with.
+    unsafe fn resize(
+        &self,
+        ptr: NonNull<u8>,
+        new_size: usize,
+        align: usize,
+    ) -> Option<NonNull<u8>> {
+        let block = find(ptr.addr().get())?;
+        // SAFETY: descriptors live for ever, and their shared fields are atomic.
+        let len = unsafe { block.as_ref() }.len.load(Ordering::Relaxed);
+        let exact = stepped(new_size)?;
+        if new_size <= len {
+            // Less than what growth keeps in reserve is not worth a system call, and may be wanted again.
+            let saved = len.saturating_sub(exact);
+            if saved > (len / STEPS).min(MAX_RESERVE) {
+                // SAFETY: passed on. If the kernel refuses, the block stays longer than it need be.
+                unsafe { self.change_in_place(block, ptr, len, exact) };
+            }
+            return Some(ptr);
+        }
+        let movable = align <= mapping::page_size();
+        for new_len in [with_reserve(new_size)?, exact] {
+            // SAFETY: passed on.
+            let resized = unsafe {
+                if movable {
+                    self.change(block, ptr, len, new_len)
+                } else {
+                    self.change_in_place(block, ptr, len, new_len)
+                        .then_some(ptr)
+                }
+            };
+            if resized.is_some() || new_len == exact {
+                return resized;
+            }
+        }
+        None
+    }
+
+    /// Changes the length of a block, wherever the kernel puts it.
+    ///
+    /// # Safety
+    ///
+    /// The block at `ptr` is the caller's, has the length `len` and this descriptor.
+    unsafe fn change(
+        &self,
+        block: NonNull<Block>,
+        ptr: NonNull<u8>,
+        len: usize,
+        new_len: usize,
+    ) -> Option<NonNull<u8>> {
+        // After the move it is too late to be short of memory for a leaf of the map.
+        let spare = map::Spare::take()?;
+        // From the move on the old address may be another thread's, which registers it: it has to be cleared before.
+        map::clear(ptr.addr().get(), 1);
+        // SAFETY: the caller's mapping.
+        let moved = unsafe { mapping::remap(ptr, len, new_len) };
+        let addr = moved.unwrap_or(ptr).addr().get();
+        if moved.is_some() {
+            self.resized(block, len, new_len);
+        }
+        // SAFETY: descriptors live for ever, and their shared fields are atomic.
+        let fields = unsafe { block.as_ref() };
+        fields.addr.store(addr, Ordering::Relaxed);
+        spare.set_page(addr, map::LARGE, block.as_ptr().cast());
+        moved
+    }
+
+    /// Changes the length of a block that must stay where it is. False: nothing changed.
+    ///
+    /// # Safety
+    ///
+    /// As for [`change`](Self::change).
+    unsafe fn change_in_place(
+        &self,
+        block: NonNull<Block>,
+        ptr: NonNull<u8>,
+        len: usize,
+        new_len: usize,
+    ) -> bool {
+        // SAFETY: the caller's mapping.
+        let changed = unsafe { mapping::remap_in_place(ptr, len, new_len) };
+        if changed {
+            self.resized(block, len, new_len);
+        }
+        changed
+    }
+
+    fn resized(&self, block: NonNull<Block>, len: usize, new_len: usize) {
+        // SAFETY: descriptors live for ever, and their shared fields are atomic.
+        unsafe { block.as_ref() }
+            .len
+            .store(new_len, Ordering::Relaxed);
+        // Both ways around zero: the sum is what counts.
+        self.live_bytes
+            .fetch_add(new_len.wrapping_sub(len), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn tick(&self, now_ms: u64) {
+        let due = self.due.load(Ordering::Relaxed);
+        if due != 0 && due <= now_ms {
+            self.tick_due(now_ms);
+        }
+    }
+
+    #[cold]
+    fn tick_due(&self, now_ms: u64) {
+        let decay = self.decay_ms();
+        let mut done = 0;
+        loop {
+            let mut cache = self.cache.lock();
+            let due = match cache.oldest_since() {
+                Some(since) if decay != NEVER => since.saturating_add(decay).max(1),
+                _ => 0,
+            };
+            if due == 0 || due > now_ms || done >= TICK_BYTES {
+                self.due.store(due, Ordering::Relaxed);
+                return;
+            }
+            let Some(oldest) = cache.pop_oldest() else {
+                return;
+            };
+            drop(cache);
+            done += oldest.len();
+            // SAFETY: taken out of the cache, so it is ours alone.
+            unsafe { oldest.give_back() };
+        }
+    }
+
+    fn purge(&self) -> usize {
+        let mut bytes = 0;
+        // The guard goes at the end of the statement: nothing is unmapped under the lock.
+        loop {
+            let Some(oldest) = self.cache.lock().pop_oldest() else {
+                return bytes;
+            };
+            bytes += oldest.len();
+            // SAFETY: taken out of the cache, so it is ours alone.
+            unsafe { oldest.give_back() };
+        }
+    }
+
+    fn decay_ms(&self) -> u64 {
+        match self.decay.load(Ordering::Relaxed) {
+            0 => DEFAULT_DECAY_MS,
+            NEVER => NEVER,
+            set => set - 1,
+        }
+    }
+
+    fn set_decay_ms(&self, ms: u64) {
+        self.decay.store(ms.saturating_add(1), Ordering::Relaxed);
+        let cache = self.cache.lock();
+        // The next tick finds out when the oldest is due.
+        let pending = ms != NEVER && cache.oldest_since().is_some();
+        self.due.store(u64::from(pending), Ordering::Relaxed);
+    }
+
+    fn usage(&self) -> LargeUsage {
+        let cache = self.cache.lock();
+        LargeUsage {
+            live_bytes: self.live_bytes.load(Ordering::Relaxed),
+            cached_bytes: cache.bytes(),
+            mappings: self.live.load(Ordering::Relaxed) + cache.count(),
+        }
+    }
+}
+
+/// The descriptor of the block that starts at `addr`, which may be any number.
+fn find(addr: usize) -> Option<NonNull<Block>> {
+    let (map::LARGE, owner) = map::lookup(addr) else {
+        return None;
+    };
+    let block = NonNull::new(owner.cast::<Block>())?;
+    // SAFETY: owners of this class are descriptors, which live for ever; their shared fields are atomic.
+    let start = unsafe { block.as_ref() }.addr.load(Ordering::Relaxed);
+    (start == addr).then_some(block)
+}
+
+/// The length of a mapping for `size` bytes. `None`: more than can exist.
+fn stepped(size: usize) -> Option<usize> {
+    let granule = if size < STEPPED { granule(size) } else { 1 };
+    round(size, granule)
+}
+
+/// The length of a block that grew to `size` bytes and may go on growing.
+fn with_reserve(size: usize) -> Option<usize> {
+    round(size, granule(size).min(MAX_RESERVE))
+}
+
+/// An eighth of the power of two below `size`.
+fn granule(size: usize) -> usize {
+    match size.checked_sub(1).and_then(usize::checked_ilog2) {
+        Some(log) => ((1 << log) / STEPS).max(1),
+        None => 1,
+    }
+}
+
+fn round(size: usize, granule: usize) -> Option<usize> {
+    let len = size.max(LEAST).checked_next_multiple_of(granule)?;
+    let len = mapping::whole_pages(len)?;
+    (len <= isize::MAX as usize).then_some(len)
+}
+
+/// Unmaps, or at least gives the memory back.
+///
+/// # Safety
+///
+/// The mapping is the caller's and nobody uses it.
+unsafe fn give_back(start: NonNull<u8>, len: usize) {
+    // SAFETY: passed on.
+    if !unsafe { mapping::unmap(start, len) } {
+        // SAFETY: as above. If this fails too the memory is locked, and lost.
+        let _ = unsafe { mapping::discard(start, len) };
+    }
+}
+
+/// A block of at least `size` bytes aligned to `align` (any power of two), and whether it is known to be zero.
+/// `None`: out of memory, or more than can exist.
+pub(crate) fn allocate(size: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+    HEAP.allocate(size, align)
+}
+
+/// Frees the block that starts at `ptr`. [`NotOurs`]: none does, and nothing happened.
+///
+/// # Safety
+///
+/// If a block starts there, the caller gives it up.
+pub(crate) unsafe fn free(ptr: NonNull<u8>) -> Result<(), NotOurs> {
+    // SAFETY: passed on.
+    unsafe { HEAP.free(ptr, clock::now_ms()) }
+}
+
+/// Makes room for `new_size` bytes in the block at `ptr`, in place or by moving its pages; contents are kept up to
+/// the smaller size. `None`: not possible without a copy (or no block starts there), and nothing happened.
+///
+/// # Safety
+///
+/// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. If another address
+/// comes back, the old one is no longer the caller's.
+pub(crate) unsafe fn resize(
+    ptr: NonNull<u8>,
+    new_size: usize,
+    align: usize,
+) -> Option<NonNull<u8>> {
+    // SAFETY: passed on.
+    unsafe { HEAP.resize(ptr, new_size, align) }
+}
+
+/// Bytes that the block at `addr` can hold, or `None` if no block starts there; `addr` may be any number.
+pub(crate) fn usable_size(addr: usize) -> Option<usize> {
+    let block = find(addr)?;
+    // SAFETY: descriptors live for ever, and their shared fields are atomic.
+    Some(unsafe { block.as_ref() }.len.load(Ordering::Relaxed))
+}
+
+/// Gives back, within bounds, what was kept for longer than the decay interval at `now_ms`, a time of
+/// [`clock::now_ms`]. One relaxed load if there is nothing.
+#[inline]
+pub(crate) fn tick(now_ms: u64) {
+    HEAP.tick(now_ms);
+}
+
+/// Gives back all that is kept. Returns the bytes.
+pub(crate) fn purge() -> usize {
+    HEAP.purge()
+}
+
+/// How long freed mappings are kept, in milliseconds: 0 keeps none, `u64::MAX` all that fit.
+pub(crate) fn set_decay_ms(ms: u64) {
+    HEAP.set_decay_ms(ms);
+}
+
+/// What the large blocks hold at the moment.
+pub(crate) fn usage() -> LargeUsage {
+    HEAP.usage()
+}
+
+/// Takes the locks of this module, for a handler that runs before `fork`.
+pub(crate) fn lock_for_fork() {
+    HEAP.cache.raw().acquire();
+    HEAP.blocks.raw().acquire();
+}
+
+/// Releases what [`lock_for_fork`] took.
+///
+/// # Safety
+///
+/// Once after `lock_for_fork`, in the parent.
+pub(crate) unsafe fn unlock_after_fork() {
+    // SAFETY: both held since `lock_for_fork`.
+    unsafe {
+        HEAP.blocks.raw().release();
+        HEAP.cache.raw().release();
+    }
+}
+
+/// Makes the locks free in the child. What other threads were about to map, register or unmap is lost there.
+///
+/// # Safety
+///
+/// Once after `lock_for_fork`, in the child.
+pub(crate) unsafe fn reset_after_fork() {
+    // SAFETY: there is no other thread, and the data is in order.
+    unsafe {
+        HEAP.blocks.raw().reset();
+        HEAP.cache.raw().reset();
+    }
+}

@@ -1,0 +1,126 @@
+//! A memory allocator whose caches belong to the vCPU a thread runs on, not to the thread.
+//!
+//! ```
+//! #[global_allocator]
+//! static GLOBAL: alloc_core::RseqAlloc = alloc_core::RseqAlloc::new();
+//!
+//! fn main() {
+//!     let numbers: Vec<u32> = (0..1000).collect();
+//!     assert_eq!(numbers.len(), 1000);
+//!     println!("{}", alloc_core::mode());
+//!     println!("{}", alloc_core::stats());
+//! }
+//! ```
+//!
+//! Taking or returning a block is one restartable sequence that ends in a plain store: no lock, no atomic instruction, no
+//! thread identity. So a block freed by another thread costs the same, and ten thousand threads cost no more memory
+//! than the CPUs they run on. Where rseq cannot be had, the same caches are used as arenas under a lock.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | block | what a request gets: memory of the size of its class |
+//! | size class, class | a block size; see `size_class` |
+//! | bin | an index into the tops of a shard; one or two bins share a class |
+//! | magazine | an array of pointers to free blocks of one class, used as a stack |
+//! | top | the address of the topmost filled slot of a magazine |
+//! | header | the word of a shard that holds the top of the loaded magazine of a bin |
+//! | shard | the caches of one vCPU, or of one arena: one page of headers and list heads |
+//! | vCPU | what an id of rseq stands for: a concurrency id (`mm_cid`) or a CPU number (`cpu_id`) |
+//! | arena | a shard that is taken by lock, for threads without rseq |
+//! | depot | full magazines of all classes, between the shards |
+//! | central | the spans of each class |
+//! | span | a run of pages cut into blocks of one class |
+//! | page | 8 KiB, the unit of runs; an OS page is the operating system's |
+//! | run | neighbouring pages inside a huge page |
+//! | huge page | 2 MiB, aligned; the unit in which address space is made usable |
+//! | large block | one with a mapping of its own, above 1 MiB |
+//! | decay | giving free pages back to the operating system over some seconds |
+//! | drain | taking magazines out of a shard from another vCPU |
+//!
+//! # Layers, top to bottom
+//!
+//! `global` (the interface of Rust), `front` (which layer serves a request), `shard` (per-vCPU caches, with `gate` deciding the
+//! mode), `depot`, `central`, `pages` and `large`, then `map` (address to page data), `meta` (memory for metadata) and
+//! `os`. Nothing imports upwards, save for ticks of the clock that start at slow paths.
+//!
+//! # Bad frees
+//!
+//! What is seen by default, at no measurable cost, and then ends the process with one line on file descriptor 2:
+//!
+//! * A block freed twice in a row on one vCPU: at once.
+//! * A second free later, or a pointer that is not the start of a block: when the magazine it is in is emptied into the
+//!   spans, unless the block was handed out again before. Until then it travels unseen, and may be handed out twice.
+//! * A pointer that is not this allocator's, or a layout of the wrong size: at once for blocks above 1 MiB and when a block of
+//!   64 KiB or more is resized; otherwise, too, when the magazine is emptied.
+//!
+//! What is not seen: a second free of a block that was handed out again in between (it frees somebody else's
+//! block), reads and writes after a free, writes beyond a block.
+//!
+//! # Signals, fork, exhaustion
+//!
+//! Allocation in a signal handler is not promised (no more than `malloc` promises it), but a handler may interrupt an allocation
+//! at any instruction. After `fork` in a process with several threads the child may allocate. Exhaustion returns null,
+//! after everything free was given back and the request was tried once more. Nothing here panics.
+
+#![no_std]
+
+mod central;
+mod depot;
+mod fatal;
+mod fork;
+mod front;
+mod global;
+mod large;
+mod map;
+mod meta;
+mod mode;
+mod options;
+mod os;
+mod pages;
+mod shard;
+mod size_class;
+mod stats;
+
+pub use global::RseqAlloc;
+pub use mode::Mode;
+pub use options::IndexChoice;
+pub use rseq_sys::IndexKind;
+pub use stats::Stats;
+
+/// What the caches belong to in this process, and why.
+///
+/// The first allocation decides it. Called before that, this decides it with default options and the environment.
+///
+/// ```
+/// println!("{}", alloc_core::mode());
+/// ```
+pub fn mode() -> Mode {
+    shard::gate::decide_if_undecided(&options::Options::new());
+    shard::gate::mode().unwrap_or(Mode { kind: mode::Kind::Arenas(mode::Reason::Undecided) })
+}
+
+/// What the allocator holds and what it did, gathered without allocation.
+///
+/// Takes every lock for a moment, one after the other; meant for logs and tests, not for hot paths.
+///
+/// ```
+/// let stats = alloc_core::stats();
+/// assert!(stats.allocated <= stats.resident);
+/// ```
+pub fn stats() -> Stats {
+    stats::gather(mode())
+}
+
+/// Gives everything that is free back to the operating system, from the caches of all vCPUs down to the free pages, and
+/// returns how many bytes that were.
+///
+/// ```
+/// drop(vec![0u8; 1 << 20]);
+/// alloc_core::purge();
+/// ```
+pub fn purge() -> usize {
+    mode();
+    front::purge()
+}

@@ -1,0 +1,159 @@
+//! Options: a `const` builder on the static, and one environment variable.
+//!
+//! They are read once, when the first allocation decides the mode. The environment wins over the builder, so that an
+//! operator can change what was compiled in. A value that makes no sense is named in a line on file descriptor 2 and
+//! ignored. Programs that run with other privileges than their caller's (`AT_SECURE`) ignore the environment.
+
+use crate::fatal::Line;
+use crate::{large, pages, shard};
+use core::ffi::CStr;
+
+/// What the caches are indexed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IndexChoice {
+    /// The kernel's concurrency id if it fills one, else the CPU number, else arenas.
+    #[default]
+    Auto,
+    /// The concurrency id; the CPU number where the kernel fills none.
+    MmCid,
+    /// The CPU number.
+    CpuId,
+    /// Arenas by thread, without rseq.
+    Arenas,
+}
+
+/// See the builder methods of [`crate::RseqAlloc`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) index: IndexChoice,
+    pub(crate) decay_ms: u64,
+    pub(crate) shard_budget: usize,
+}
+
+/// Free memory goes back to the operating system over this time: long enough for a load that comes in waves.
+pub(crate) const DEFAULT_DECAY_MS: u64 = 10_000;
+
+/// The environment variable.
+const VARIABLE: &CStr = c"RSEQ_ALLOC";
+
+impl Options {
+    /// The defaults.
+    pub(crate) const fn new() -> Self {
+        Self { index: IndexChoice::Auto, decay_ms: DEFAULT_DECAY_MS, shard_budget: shard::DEFAULT_BUDGET }
+    }
+
+    /// These options with what the environment says about them.
+    pub(crate) fn with_environment(mut self) -> Self {
+        // SAFETY: always sound. <https://man7.org/linux/man-pages/man3/getauxval.3.html>
+        if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+            return self;
+        }
+        // SAFETY: a valid name. Nobody changes the environment during the first allocation of the process, before
+        // which no other thread can have been started from Rust.
+        let value = unsafe { libc::getenv(VARIABLE.as_ptr()) };
+        if !value.is_null() {
+            // SAFETY: getenv returns a C string. <https://man7.org/linux/man-pages/man3/getenv.3.html>
+            self.parse(unsafe { CStr::from_ptr(value) }.to_bytes(), warn);
+        }
+        self
+    }
+
+    /// Applies `name=value,name=value`; calls `warn` with each part that makes no sense.
+    fn parse(&mut self, text: &[u8], mut warn: impl FnMut(&[u8], &str)) {
+        for part in text.split(|&byte| byte == b',').filter(|part| !part.is_empty()) {
+            let mut halves = part.splitn(2, |&byte| byte == b'=');
+            let (name, value) = (halves.next().unwrap_or_default(), halves.next());
+            let Some(value) = value else {
+                warn(part, "expected name=value");
+                continue;
+            };
+            match name {
+                b"index" => match value {
+                    b"auto" => self.index = IndexChoice::Auto,
+                    b"mm_cid" => self.index = IndexChoice::MmCid,
+                    b"cpu_id" => self.index = IndexChoice::CpuId,
+                    b"arenas" => self.index = IndexChoice::Arenas,
+                    _ => warn(part, "expected auto, mm_cid, cpu_id or arenas"),
+                },
+                b"decay" => match (value, number(value)) {
+                    (b"never", _) => self.decay_ms = u64::MAX,
+                    (_, Some(ms)) => self.decay_ms = ms as u64,
+                    _ => warn(part, "expected milliseconds or never"),
+                },
+                b"budget" => match bytes(value) {
+                    Some(bytes) => self.shard_budget = bytes,
+                    None => warn(part, "expected bytes, as a number with K, M or G behind it or none"),
+                },
+                _ => warn(part, "unknown name; there are index, decay and budget"),
+            }
+        }
+    }
+
+    /// Hands each layer its part.
+    pub(crate) fn apply(&self) {
+        pages::set_decay_ms(self.decay_ms);
+        large::set_decay_ms(self.decay_ms);
+        shard::set_budget(self.shard_budget);
+    }
+}
+
+/// One warning line.
+#[cold]
+fn warn(part: &[u8], expected: &str) {
+    let mut line = Line::new();
+    line.text("ignored '").bytes(part.get(..64).unwrap_or(part)).text("' in RSEQ_ALLOC: ").text(expected);
+    line.write();
+}
+
+/// A decimal number.
+fn number(text: &[u8]) -> Option<usize> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0usize, |sum, byte| {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        sum.checked_mul(10)?.checked_add(usize::from(digit))
+    })
+}
+
+/// A decimal number of bytes with an optional unit.
+fn bytes(text: &[u8]) -> Option<usize> {
+    let (digits, shift) = match text.split_last() {
+        Some((b'k' | b'K', digits)) => (digits, 10),
+        Some((b'm' | b'M', digits)) => (digits, 20),
+        Some((b'g' | b'G', digits)) => (digits, 30),
+        _ => (text, 0),
+    };
+    number(digits)?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+
+    fn parsed(text: &str) -> (Options, usize) {
+        let mut warnings = 0;
+        let mut options = Options::new();
+        options.parse(text.as_bytes(), |_, _| warnings += 1);
+        (options, warnings)
+    }
+
+    #[test]
+    fn good_values() {
+        let (options, warnings) = parsed("index=cpu_id,decay=250,budget=3M,");
+        assert_eq!(options, Options { index: IndexChoice::CpuId, decay_ms: 250, shard_budget: 3 << 20 });
+        assert_eq!(warnings, 0);
+        assert_eq!(parsed("decay=never").0.decay_ms, u64::MAX);
+        assert_eq!(parsed(""), (Options::new(), 0));
+    }
+
+    #[test]
+    fn wrong_values_are_named_and_change_nothing() {
+        for text in ["index=cpus", "decay=", "decay=-1", "budget=1T", "budget=99999999999G", "colour=red", "index", "="]
+        {
+            assert_eq!(parsed(text), (Options::new(), 1), "{text}");
+        }
+        assert_eq!(parsed("index=x,decay=7").0.decay_ms, 7);
+    }
+}

@@ -1,0 +1,64 @@
+//! The operating system as the allocator sees it: mappings, one futex lock, one clock.
+//!
+//! Nothing here knows what the memory is for. Three rules hold for every function below this module:
+//!
+//! - `errno` is left as it was. An allocator that changes it breaks programs which look at `errno` after a
+//!   call that happened to allocate, so each system call that can fail runs inside [`keep_errno`].
+//! - Nothing allocates, panics or formats, and nothing needs to be set up first.
+//! - A failed call changes nothing; the caller is told and can go on.
+//!
+//! What is not done here: no page size is assumed (it is read at run time), and no address hint is ever given
+//! to the kernel, so that no address above [`ADDRESS_BITS`] bits can come back.
+
+pub(crate) mod clock;
+pub(crate) mod futex;
+#[cfg(not(miri))]
+pub(crate) mod mapping;
+#[cfg(miri)]
+#[path = "mapping_miri.rs"]
+pub(crate) mod mapping;
+
+// Addresses, sizes and counters are 64 bits wide everywhere above.
+const _: () = assert!(usize::BITS == 64);
+
+/// Width of the user addresses that the kernel hands out to a process which passes no hint: 48 bits on arm64,
+/// 47 on x86-64, also where five-level page tables or 52-bit addresses are switched on
+/// ([x86](https://docs.kernel.org/arch/x86/x86_64/5level-paging.html),
+/// [arm64](https://docs.kernel.org/arch/arm64/memory.html)).
+pub(crate) const ADDRESS_BITS: usize = if cfg!(target_arch = "aarch64") {
+    48
+} else {
+    47
+};
+
+/// Runs `call` and puts `errno` back to what it was before.
+///
+/// Source: [errno(3)](https://man7.org/linux/man-pages/man3/errno.3.html).
+pub(crate) fn keep_errno<R>(call: impl FnOnce() -> R) -> R {
+    // SAFETY: the function has no preconditions; it returns the address of the calling thread's errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: errno lives as long as its thread and only this thread (its signal handlers included) uses it.
+    let before = unsafe { errno.read() };
+    let result = call();
+    // SAFETY: as above.
+    unsafe { errno.write(before) };
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_survives_a_failing_call() {
+        // SAFETY: errno of this thread.
+        unsafe { libc::__errno_location().write(77) };
+        let failed = keep_errno(|| {
+            // SAFETY: closing a descriptor that cannot exist only fails.
+            unsafe { libc::close(-1) }
+        });
+        assert_eq!(failed, -1);
+        // SAFETY: errno of this thread.
+        assert_eq!(unsafe { libc::__errno_location().read() }, 77);
+    }
+}

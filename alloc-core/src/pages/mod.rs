@@ -1,0 +1,141 @@
+//! The page heap: runs of 8 KiB pages inside 2 MiB huge pages.
+//!
+//! - A **page** is 8 KiB, whatever the OS page is.
+//! - A **run** is 1 to 256 neighbouring pages that were handed out together. It never crosses a huge page. The heap
+//!   keeps no record of runs: parts of one may be freed on their own.
+//! - A **huge page** is 2 MiB, aligned; its bitmaps ([`huge_page`]) are the only truth about its pages.
+//! - A **region** is address space from which huge pages come ([`region`]).
+//! - **Returned** pages are with the OS: free, not resident, and zero when touched again.
+//!
+//! Runs come from the fullest huge page that has room, from the shortest free range in it, from resident memory rather
+//! than returned where that is equal, then from wholly free huge pages, then from fresh ones ([`fit`], [`heap`]). Free memory goes
+//! back along a curve over time ([`decay`]), wholly free huge pages first ([`release`]).
+//!
+//! Invariants: handed-out runs never overlap; `used + free resident + returned = committed` at any time; a run that is
+//! reported as zeroed was never written since the OS provided it; a failed request changes nothing.
+//!
+//! What it does not do: it does not know what a run is for (the caller enters that in [`crate::map`]), never gives
+//! address space back, asks for no transparent huge pages, and has no background thread.
+
+mod bits;
+mod decay;
+mod fit;
+mod heap;
+mod huge_page;
+mod list;
+mod region;
+mod release;
+#[cfg(test)]
+mod tests;
+
+use core::ptr::NonNull;
+
+use crate::size_class::{HUGE_SHIFT, PAGE_SHIFT};
+pub(crate) use heap::PageHeap;
+
+const PAGE: usize = 1 << PAGE_SHIFT;
+const HUGE: usize = 1 << HUGE_SHIFT;
+const _: () = assert!(HUGE / PAGE == bits::PAGES);
+
+/// The heap of the process.
+static HEAP: PageHeap = PageHeap::new();
+
+/// Pages handed out together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// The first page.
+    pub(crate) addr: NonNull<u8>,
+    /// All bytes are known to be zero.
+    pub(crate) zeroed: bool,
+}
+
+/// What a page heap holds, in bytes unless said otherwise. `used_bytes + free_resident_bytes + returned_bytes ==
+/// committed`.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct PagesUsage {
+    /// Address space.
+    pub(crate) reserved: usize,
+    /// The part of it that is readable and writable.
+    pub(crate) committed: usize,
+    /// In runs.
+    pub(crate) used_bytes: usize,
+    /// Free, but still with the process.
+    pub(crate) free_resident_bytes: usize,
+    /// Free and with the OS, or never touched.
+    pub(crate) returned_bytes: usize,
+    /// Number of huge pages in use or used before.
+    pub(crate) huge_pages: usize,
+    /// How often the heap's lock was taken.
+    pub(crate) locks_taken: u64,
+}
+
+/// [`PageHeap::allocate`] for the heap of the process.
+pub(crate) fn allocate(pages: usize, align_pages: usize) -> Option<Run> {
+    HEAP.allocate(pages, align_pages)
+}
+
+/// [`PageHeap::free`] for the heap of the process.
+///
+/// # Safety
+///
+/// The pages came from [`allocate`], are in use, and nobody uses them any more.
+pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize) {
+    // SAFETY: passed on.
+    unsafe { HEAP.free(addr, pages) };
+}
+
+/// [`PageHeap::extend`] for the heap of the process.
+///
+/// # Safety
+///
+/// The run of `pages` pages came from [`allocate`] and is the caller's.
+pub(crate) unsafe fn extend(addr: NonNull<u8>, pages: usize, new_pages: usize) -> bool {
+    // SAFETY: passed on.
+    unsafe { HEAP.extend(addr, pages, new_pages) }
+}
+
+/// [`PageHeap::tick`] for the heap of the process.
+#[inline]
+pub(crate) fn tick(now_ms: u64) {
+    HEAP.tick(now_ms);
+}
+
+/// [`PageHeap::purge`] for the heap of the process.
+pub(crate) fn purge() -> usize {
+    HEAP.purge()
+}
+
+/// [`PageHeap::set_decay_ms`] for the heap of the process.
+pub(crate) fn set_decay_ms(ms: u64) {
+    HEAP.set_decay_ms(ms);
+}
+
+/// [`PageHeap::usage`] of the heap of the process.
+pub(crate) fn usage() -> PagesUsage {
+    HEAP.usage()
+}
+
+/// [`PageHeap::lock_for_fork`] for the heap of the process.
+pub(crate) fn lock_for_fork() {
+    HEAP.lock_for_fork();
+}
+
+/// [`PageHeap::unlock_after_fork`] for the heap of the process.
+///
+/// # Safety
+///
+/// Once after [`lock_for_fork`], in the parent.
+pub(crate) unsafe fn unlock_after_fork() {
+    // SAFETY: passed on.
+    unsafe { HEAP.unlock_after_fork() };
+}
+
+/// [`PageHeap::reset_after_fork`] for the heap of the process.
+///
+/// # Safety
+///
+/// Once after [`lock_for_fork`], in the child.
+pub(crate) unsafe fn reset_after_fork() {
+    // SAFETY: passed on.
+    unsafe { HEAP.reset_after_fork() };
+}

@@ -1,0 +1,639 @@
+//! The page heap against a plain model, and its promises one by one. Each test has a heap of its own.
+
+extern crate std;
+
+use core::ptr::NonNull;
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::bits::PAGES;
+use super::decay::NEVER;
+use super::{HUGE, PAGE, PageHeap, Run};
+
+/// A heap with regions of `region` huge pages and `os_pages` pages per OS page (0: the system's).
+fn heap(region: usize, os_pages: usize) -> &'static PageHeap {
+    let heap = Box::leak(Box::new(PageHeap::new()));
+    heap.state().configure(region * HUGE, os_pages);
+    heap
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % limit
+    }
+}
+
+fn words(run: NonNull<u8>, pages: usize) -> &'static mut [u64] {
+    // SAFETY: a run is memory of its owner, who calls this, and aligned to its page.
+    unsafe { core::slice::from_raw_parts_mut(run.as_ptr().cast(), pages * PAGE / 8) }
+}
+
+/// Runs that are handed out: address to pages and mark. Checks everything that can be seen from outside.
+struct Model {
+    heap: &'static PageHeap,
+    runs: BTreeMap<usize, (NonNull<u8>, usize, u64)>,
+    mark: u64,
+    zeroed: usize,
+}
+
+impl Model {
+    fn new(heap: &'static PageHeap) -> Self {
+        Self {
+            heap,
+            runs: BTreeMap::new(),
+            mark: 1,
+            zeroed: 0,
+        }
+    }
+
+    fn allocate(&mut self, pages: usize, align: usize) -> NonNull<u8> {
+        let Run { addr, zeroed } = self.heap.allocate(pages, align).unwrap();
+        let start = addr.addr().get();
+        assert_eq!(start % (align * PAGE), 0);
+        assert_eq!(start / HUGE, (start + pages * PAGE - 1) / HUGE);
+        self.check_disjoint(start, pages);
+        if zeroed {
+            self.zeroed += 1;
+            assert!(words(addr, pages).iter().all(|&word| word == 0));
+        }
+        self.mark += 1;
+        words(addr, pages).fill(self.mark);
+        self.runs.insert(start, (addr, pages, self.mark));
+        addr
+    }
+
+    fn check_disjoint(&self, start: usize, pages: usize) {
+        let end = start + pages * PAGE;
+        if let Some((&other, &(_, len, _))) = self.runs.range(..end).next_back() {
+            assert!(other + len * PAGE <= start, "overlap");
+        }
+    }
+
+    fn check_contents(&self, start: usize) {
+        let (addr, pages, mark) = self.runs[&start];
+        assert!(words(addr, pages).iter().all(|&word| word == mark));
+    }
+
+    fn free(&mut self, start: usize) {
+        self.check_contents(start);
+        let (addr, pages, _) = self.runs.remove(&start).unwrap();
+        // SAFETY: allocated here, and forgotten now.
+        unsafe { self.heap.free(addr, pages) };
+    }
+
+    fn free_tail(&mut self, start: usize, keep: usize) {
+        self.check_contents(start);
+        let (addr, pages, mark) = self.runs[&start];
+        // SAFETY: the tail of a run that was allocated here.
+        unsafe { self.heap.free(addr.add(keep * PAGE), pages - keep) };
+        self.runs.insert(start, (addr, keep, mark));
+    }
+
+    fn extend(&mut self, start: usize, new_pages: usize) -> bool {
+        let (addr, pages, mark) = self.runs.remove(&start).unwrap();
+        // SAFETY: allocated here.
+        let extended = unsafe { self.heap.extend(addr, pages, new_pages) };
+        let pages = if extended { new_pages } else { pages };
+        self.check_disjoint(start, pages);
+        words(addr, pages)[(pages - 1) * PAGE / 8..].fill(mark);
+        words(addr, pages).fill(mark);
+        self.runs.insert(start, (addr, pages, mark));
+        extended
+    }
+
+    fn any(&self, random: &mut Random) -> Option<usize> {
+        let index = random.below(self.runs.len().max(1));
+        self.runs.keys().copied().nth(index)
+    }
+
+    fn check_totals(&self) {
+        let usage = self.heap.usage();
+        let used: usize = self.runs.values().map(|run| run.1 * PAGE).sum();
+        assert_eq!(usage.used_bytes, used);
+        assert_eq!(
+            usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes,
+            usage.committed
+        );
+        assert!(usage.committed <= usage.reserved);
+        assert!(usage.huge_pages * HUGE <= usage.committed);
+    }
+}
+
+fn run_model(os_pages: usize, interval: u64, seed: u64) {
+    let heap = heap(8, os_pages);
+    heap.set_decay_ms(interval);
+    let mut model = Model::new(heap);
+    let mut random = Random(seed);
+    let mut now = 1000;
+    for step in 0..6000 {
+        // Grow and shrink in waves, so that huge pages become full and wholly free.
+        let growing = (step / 600) % 2 == 0;
+        match random.below(20) {
+            0..=11 if growing == (random.below(4) > 0) => {
+                let pages = match random.below(8) {
+                    0 => 1 + random.below(PAGES),
+                    1..=3 => 1 + random.below(32),
+                    _ => 1 + random.below(8),
+                };
+                let align = 1 << random.below(if step % 10 == 0 { 9 } else { 3 });
+                if model.runs.len() < 400 {
+                    model.allocate(pages, align);
+                }
+            }
+            0..=13 => {
+                if let Some(start) = model.any(&mut random) {
+                    model.free(start);
+                }
+            }
+            14 => {
+                if let Some(start) = model.any(&mut random) {
+                    let pages = model.runs[&start].1;
+                    model.extend(start, pages + random.below(9));
+                }
+            }
+            15 => {
+                if let Some(start) = model.any(&mut random) {
+                    let pages = model.runs[&start].1;
+                    if pages > 1 {
+                        model.free_tail(start, 1 + random.below(pages - 1));
+                    }
+                }
+            }
+            16 if step % 100 == 0 => {
+                let before = heap.usage();
+                let bytes = heap.purge();
+                let after = heap.usage();
+                assert_eq!(
+                    before.free_resident_bytes - after.free_resident_bytes,
+                    bytes
+                );
+            }
+            _ => {
+                now += random.below(300) as u64;
+                heap.tick(now);
+            }
+        }
+        if step % 16 == 0 {
+            model.check_totals();
+        }
+    }
+    for start in model.runs.keys().copied().collect::<Vec<_>>() {
+        model.free(start);
+    }
+    model.check_totals();
+    heap.purge();
+    let usage = heap.usage();
+    assert_eq!(
+        (usage.used_bytes, usage.free_resident_bytes),
+        (0, 0),
+        "all is with the OS after a purge"
+    );
+    assert!(
+        model.zeroed > 50,
+        "{} zeroed runs were checked",
+        model.zeroed
+    );
+}
+
+#[test]
+fn random_operations_agree_with_the_model() {
+    run_model(0, 500, 0x9e37_79b9_7f4a_7c15);
+}
+
+#[test]
+fn random_operations_with_64_kib_os_pages() {
+    run_model(8, 500, 0x2545_f491_4f6c_dd1d);
+}
+
+#[test]
+fn random_operations_that_return_at_once() {
+    run_model(2, 0, 0xda3e_39cb_94b9_5bdb);
+}
+
+#[test]
+fn impossible_runs_are_refused() {
+    let heap = heap(2, 0);
+    for (pages, align) in [(0, 1), (PAGES + 1, 1), (1, 3), (1, 512), (usize::MAX, 1)] {
+        assert!(heap.allocate(pages, align).is_none());
+    }
+    assert_eq!(heap.usage().reserved, 0);
+}
+
+#[test]
+fn a_run_grows_into_what_follows() {
+    let mut model = Model::new(heap(4, 0));
+    let first = model.allocate(4, 1).addr().get();
+    let second = model.allocate(4, 1).addr().get();
+    assert_eq!(second, first + 4 * PAGE);
+    assert!(!model.extend(first, 5));
+    assert!(model.extend(second, 9));
+    assert!(
+        model.extend(second, 9),
+        "growing by nothing changes nothing"
+    );
+    model.free(second);
+    assert!(model.extend(first, PAGES));
+    assert!(!model.extend(first, PAGES + 1));
+    model.check_totals();
+}
+
+#[test]
+fn full_huge_pages_are_filled_before_others() {
+    let heap = heap(16, 0);
+    let mut model = Model::new(heap);
+    // Two huge pages of 32 runs of 8 pages each; then a sparse one and a nearly full one.
+    let runs: Vec<usize> = (0..64).map(|_| model.allocate(8, 1).addr().get()).collect();
+    for (index, &run) in runs.iter().enumerate() {
+        if index < 31 || index == 40 || index == 50 {
+            model.free(run);
+        }
+    }
+    assert_eq!(heap.usage().huge_pages, 2);
+    for _ in 0..2 {
+        let run = model.allocate(8, 1).addr().get();
+        assert!(
+            run == runs[40] || run == runs[50],
+            "the nearly full one first"
+        );
+    }
+    assert_eq!(model.allocate(8, 1).addr().get(), runs[0]);
+    assert_eq!(heap.usage().huge_pages, 2);
+}
+
+#[test]
+fn free_huge_pages_are_reused_before_fresh_ones() {
+    let heap = heap(16, 0);
+    let mut model = Model::new(heap);
+    let runs: Vec<usize> = (0..4)
+        .map(|_| model.allocate(PAGES, 1).addr().get())
+        .collect();
+    model.free(runs[1]);
+    heap.purge();
+    model.free(runs[2]);
+    assert_eq!(
+        model.allocate(1, 1).addr().get(),
+        runs[2],
+        "resident before returned"
+    );
+    assert_eq!(model.allocate(PAGES, 1).addr().get(), runs[1]);
+    assert_eq!(heap.usage().huge_pages, 4);
+}
+
+/// Frees `count` huge pages at once and follows the curve of an interval of 6400 ms.
+#[test]
+fn decay_follows_the_clock() {
+    let heap = heap(64, 0);
+    heap.set_decay_ms(6400);
+    let mut model = Model::new(heap);
+    let count = 40;
+    let runs: Vec<usize> = (0..count)
+        .map(|_| model.allocate(PAGES, 1).addr().get())
+        .collect();
+    for &run in &runs {
+        model.free(run);
+    }
+    let resident = |at: u64| {
+        // A late tick catches up over several calls.
+        for call in 0..20 {
+            heap.tick(at + call);
+        }
+        model.check_totals();
+        heap.usage().free_resident_bytes / HUGE
+    };
+    let start = 50_000;
+    assert_eq!(resident(start), count);
+    // Whole huge pages go, so it can be one below the curve.
+    for (time, expected) in [(1600, 33), (3200, 20), (4800, 6), (6400, 0)] {
+        let resident = resident(start + time);
+        assert!(
+            (expected - 1..=expected).contains(&(resident as i64)),
+            "{resident} huge pages after {time} ms"
+        );
+    }
+    assert_eq!(
+        heap.due.load(core::sync::atomic::Ordering::Relaxed),
+        0,
+        "nothing is pending"
+    );
+    let locks = heap.usage().locks_taken;
+    heap.tick(start + 100_000);
+    assert_eq!(
+        heap.usage().locks_taken,
+        locks + 1,
+        "a tick without work takes no lock"
+    );
+}
+
+#[test]
+fn one_tick_is_bounded() {
+    let heap = heap(64, 0);
+    let mut model = Model::new(heap);
+    let runs: Vec<usize> = (0..40)
+        .map(|_| model.allocate(PAGES, 1).addr().get())
+        .collect();
+    runs.iter().for_each(|&run| model.free(run));
+    heap.tick(1000);
+    let mut before = heap.usage().free_resident_bytes;
+    assert_eq!(before, 40 * HUGE);
+    let mut ticks = 0;
+    while before > 0 {
+        heap.tick(1_000_000 + ticks);
+        let after = heap.usage().free_resident_bytes;
+        assert!(before > after && before - after <= 8 * HUGE);
+        before = after;
+        ticks += 1;
+    }
+    assert_eq!(ticks, 5);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "asks the kernel about memory")]
+fn whole_huge_pages_go_before_parts_and_sparse_ones_before_dense() {
+    let heap = heap(64, 0);
+    heap.set_decay_ms(6400);
+    let mut model = Model::new(heap);
+    // Three huge pages, one with a few used pages, one half full, one wholly free.
+    let sparse: Vec<usize> = (0..32).map(|_| model.allocate(8, 1).addr().get()).collect();
+    let dense: Vec<usize> = (0..32).map(|_| model.allocate(8, 1).addr().get()).collect();
+    let whole = model.allocate(PAGES, 1).addr().get();
+    for index in 1..32 {
+        model.free(sparse[index]);
+        if index > 16 {
+            model.free(dense[index]);
+        }
+    }
+    model.free(whole);
+    heap.tick(1000);
+    let parts = (31 + 15) * 8 * PAGE;
+    assert_eq!(heap.usage().free_resident_bytes, HUGE + parts);
+    let resident = |addr: usize| {
+        let page = crate::os::mapping::page_size();
+        let mut seen = 0u8;
+        // SAFETY: asks about one mapped OS page.
+        let asked =
+            unsafe { libc::mincore(core::ptr::without_provenance_mut(addr), page, &raw mut seen) };
+        asked == 0 && seen & 1 == 1
+    };
+    // An eighth of the time: a little goes, from the wholly free huge page, and all of that.
+    heap.tick(1000 + 800);
+    assert!(!resident(whole) && resident(sparse[5]) && resident(dense[20]));
+    assert_eq!(heap.usage().free_resident_bytes, parts);
+    // Some more: from the sparse one.
+    heap.tick(1000 + 4400);
+    assert!(resident(dense[20]) && !resident(sparse[5]));
+    heap.tick(1000 + 6400);
+    heap.tick(1000 + 6401);
+    assert!(!resident(dense[20]) && resident(dense[3]) && resident(sparse[0]));
+    model.check_totals();
+}
+
+#[test]
+fn zero_and_never_intervals() {
+    let heap = heap(8, 0);
+    let mut model = Model::new(heap);
+    heap.set_decay_ms(0);
+    let run = model.allocate(100, 1).addr().get();
+    model.free(run);
+    assert_eq!(heap.usage().free_resident_bytes, 0, "at once");
+    heap.set_decay_ms(NEVER);
+    let run = model.allocate(100, 1).addr().get();
+    assert_eq!(model.zeroed, 2);
+    model.free(run);
+    heap.tick(u64::MAX);
+    assert_eq!(heap.usage().free_resident_bytes, 100 * PAGE);
+    // Switched on again, what is free ages from now.
+    heap.set_decay_ms(6400);
+    heap.tick(1000);
+    heap.tick(1000 + 6400);
+    assert_eq!(heap.usage().free_resident_bytes, 0);
+}
+
+#[test]
+fn purge_returns_all_that_is_free() {
+    let heap = heap(8, 0);
+    let mut model = Model::new(heap);
+    let runs: Vec<usize> = (0..60)
+        .map(|_| model.allocate(10, 1).addr().get())
+        .collect();
+    runs.iter().step_by(2).for_each(|&run| model.free(run));
+    assert_eq!(heap.purge(), 300 * PAGE);
+    assert_eq!(heap.purge(), 0);
+    runs.iter()
+        .skip(1)
+        .step_by(2)
+        .for_each(|&run| model.check_contents(run));
+    model.allocate(10, 1);
+    assert_eq!(
+        model.zeroed, 61,
+        "fresh runs and the returned one were zero"
+    );
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "asks the kernel about memory")]
+fn locked_memory_stays_and_is_tried_again_later() {
+    let heap = heap(8, 0);
+    let mut model = Model::new(heap);
+    let run = model.allocate(4, 1);
+    let lock = |call: unsafe extern "C" fn(*const libc::c_void, usize) -> i32| {
+        // SAFETY: locking or unlocking four pages of the run changes nothing of its contents.
+        assert_eq!(unsafe { call(run.as_ptr().cast(), 4 * PAGE) }, 0);
+    };
+    lock(libc::mlock);
+    model.free(run.addr().get());
+    assert_eq!(heap.purge(), 0);
+    assert_eq!(heap.usage().free_resident_bytes, 4 * PAGE);
+    heap.tick(1000);
+    heap.tick(1_000_000);
+    assert_eq!(heap.usage().free_resident_bytes, 4 * PAGE);
+    lock(libc::munlock);
+    heap.tick(2_000_000);
+    assert_eq!(heap.usage().free_resident_bytes, 0);
+    model.check_totals();
+}
+
+#[test]
+fn threads_share_the_heap() {
+    let heap = heap(32, 0);
+    heap.set_decay_ms(200);
+    std::thread::scope(|scope| {
+        for thread in 0..6u64 {
+            scope.spawn(move || {
+                let mut random = Random(thread * 77 + 1);
+                let mut runs: Vec<(NonNull<u8>, usize, u64)> = Vec::new();
+                for step in 0..8000u64 {
+                    if runs.len() < 40 && random.below(2) == 0 {
+                        let pages = 1 + random.below(40);
+                        let run = heap.allocate(pages, 1).unwrap();
+                        let words = words(run.addr, pages);
+                        assert!(!run.zeroed || words.iter().step_by(64).all(|&word| word == 0));
+                        let mark = thread << 32 | step;
+                        words.iter_mut().step_by(64).for_each(|word| *word = mark);
+                        runs.push((run.addr, pages, mark));
+                    } else if !runs.is_empty() {
+                        let (addr, pages, mark) = runs.swap_remove(random.below(runs.len()));
+                        assert!(
+                            words(addr, pages)
+                                .iter()
+                                .step_by(64)
+                                .all(|&word| word == mark)
+                        );
+                        words(addr, pages).fill(u64::MAX);
+                        // SAFETY: this thread's run.
+                        unsafe { heap.free(addr, pages) };
+                    }
+                    match step % 64 {
+                        0 => heap.tick(1000 + step),
+                        1 if step % 512 == 1 => drop(heap.purge() == 0),
+                        _ => {}
+                    }
+                }
+                for (addr, pages, _) in runs {
+                    // SAFETY: this thread's run.
+                    unsafe { heap.free(addr, pages) };
+                }
+            });
+        }
+    });
+    heap.purge();
+    let usage = heap.usage();
+    assert_eq!((usage.used_bytes, usage.free_resident_bytes), (0, 0));
+    assert_eq!(usage.returned_bytes, usage.committed);
+}
+
+/// Runs `body` in a child of fork, as a process of its own whose limits can be changed.
+fn in_child(heap: &'static PageHeap, body: impl FnOnce() -> bool) {
+    heap.lock_for_fork();
+    crate::meta::lock_for_fork();
+    // SAFETY: the child calls nothing but this crate and system calls, with the locks in order.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: locked above, and this is the child.
+        unsafe {
+            crate::meta::reset_after_fork();
+            heap.reset_after_fork();
+        }
+        let code = if body() { 0 } else { 1 };
+        // SAFETY: ends the child without running anything of the test harness.
+        unsafe { libc::_exit(code) };
+    }
+    // SAFETY: locked above, and this is the parent.
+    unsafe {
+        crate::meta::unlock_after_fork();
+        heap.unlock_after_fork();
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed");
+}
+
+#[derive(Clone, Copy)]
+enum Limit {
+    AddressSpace,
+    Data,
+}
+
+impl Limit {
+    /// Sets the limit of this process, a child made for it.
+    fn set(self, bytes: u64) -> bool {
+        let resource = match self {
+            Limit::AddressSpace => libc::RLIMIT_AS,
+            Limit::Data => libc::RLIMIT_DATA,
+        };
+        let mut limits = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: `limits` is a valid place for the answer.
+        if unsafe { libc::getrlimit(resource, &raw mut limits) } != 0 {
+            return false;
+        }
+        limits.rlim_cur = bytes.min(limits.rlim_max);
+        // SAFETY: the child does nothing that depends on the limit but ask for memory.
+        unsafe { libc::setrlimit(resource, &raw const limits) == 0 }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "no fork")]
+fn a_child_of_fork_goes_on() {
+    let heap = heap(8, 0);
+    let run = heap.allocate(10, 1).unwrap();
+    words(run.addr, 10).fill(5);
+    in_child(heap, || {
+        let other = heap.allocate(10, 1);
+        // SAFETY: the child has its own copy of everything.
+        unsafe { heap.free(run.addr, 10) };
+        heap.purge();
+        heap.allocate(10, 1).is_some_and(|run| run.zeroed) && other.is_some()
+    });
+    assert!(words(run.addr, 10).iter().all(|&word| word == 5));
+}
+
+/// Uses up what a limit leaves, then sees `None` and recovers after a free and after the limit is lifted.
+fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
+    if !limit.set(bytes) {
+        return false;
+    }
+    let mut last = None;
+    let mut count = 0;
+    while let Some(run) = heap.allocate(PAGES, 1) {
+        words(run.addr, PAGES)[0] = 1;
+        last = Some(run.addr);
+        count += 1;
+        if count > 1000 {
+            return false;
+        }
+    }
+    let (Some(last), true) = (last, heap.allocate(1, 1).is_none()) else {
+        return false;
+    };
+    // SAFETY: allocated above.
+    unsafe { heap.free(last, PAGES) };
+    if heap.allocate(PAGES, 1).is_none() || heap.allocate(1, 1).is_some() {
+        return false;
+    }
+    let usage = heap.usage();
+    let sum = usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes;
+    sum == usage.committed
+        && count * HUGE >= 100 << 20
+        && limit.set(u64::MAX)
+        && heap.allocate(PAGES, 1).is_some()
+}
+
+/// Field `index` of `/proc/self/statm`, in bytes: 0 is address space, 5 is data.
+fn statm(index: usize) -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(index)
+        .unwrap()
+        .parse()
+        .unwrap();
+    pages * crate::os::mapping::page_size() as u64
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "no fork")]
+fn a_data_limit_gives_none_and_recovers() {
+    let heap = heap(512, 0);
+    let bytes = statm(5) + (300 << 20);
+    in_child(heap, || exhaust(heap, Limit::Data, bytes));
+}
+
+/// Other tests of this process hold much address space, so a sixteenth of the limit may be more than what is left, and
+/// halving has to find a size that fits.
+#[test]
+#[cfg_attr(miri, ignore = "no fork")]
+fn a_small_address_space_shrinks_the_reservation() {
+    let heap = heap(0, 0);
+    let bytes = statm(0) + (300 << 20);
+    in_child(heap, || exhaust(heap, Limit::AddressSpace, bytes));
+}

@@ -1,0 +1,174 @@
+//! Arenas: shards that are taken by lock, for threads that have no vCPU to go by.
+//!
+//! The fallback of a process without rseq, and of single threads that are not registered in a process with it. There are
+//! as many arenas as CPUs the process may use. A thread is assigned one on its first allocation, round robin, and moves
+//! on when it finds it locked. The assignment is a word of the thread; losing it costs nothing.
+//!
+//! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
+
+use super::magazine::Owned;
+use super::{Access, Miss, Shard, magazine};
+use crate::meta;
+use crate::os::futex::{Guard, Lock};
+use core::mem::size_of;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crossbeam_utils::CachePadded;
+use rseq_sys::sequence::portable::{pop_plain, push_plain};
+
+/// Arenas at most. Beyond this many CPUs, threads share.
+const ARENAS: usize = 256;
+/// Which of the thread's words holds the number of its arena plus one.
+const WORD: usize = 0;
+
+struct Arena {
+    lock: Lock,
+    /// Null until it is first used; written under the lock.
+    shard: AtomicPtr<Shard>,
+}
+
+static TABLE: [CachePadded<Arena>; ARENAS] =
+    [const { CachePadded::new(Arena { lock: Lock::new(), shard: AtomicPtr::new(null_mut()) }) }; ARENAS];
+/// How many of them are used.
+static COUNT: AtomicUsize = AtomicUsize::new(1);
+/// Whose turn it is.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Threads that moved on.
+static MOVES: AtomicU64 = AtomicU64::new(0);
+
+/// Sets the number of arenas to that of the CPUs the process may use.
+pub(crate) fn set_count(cpus: usize) {
+    COUNT.store(cpus.clamp(1, ARENAS), Ordering::Relaxed);
+}
+
+/// An arena whose lock the thread holds.
+pub(crate) struct Locked {
+    shard: &'static Shard,
+    _guard: Guard<'static>,
+}
+
+fn arena(index: usize) -> &'static Arena {
+    &TABLE[index % ARENAS]
+}
+
+/// The thread's arena, or the next one that is free. `None` when memory is exhausted.
+pub(crate) fn acquire() -> Option<Locked> {
+    let count = COUNT.load(Ordering::Relaxed);
+    let word = &rseq_sys::thread_words()[WORD];
+    let mine = match word.load(Ordering::Relaxed) {
+        0 => {
+            let index = NEXT.fetch_add(1, Ordering::Relaxed) % count;
+            word.store(index + 1, Ordering::Relaxed);
+            index
+        }
+        assigned => (assigned - 1) % count,
+    };
+    for step in 0..count {
+        let index = (mine + step) % count;
+        if let Some(guard) = arena(index).lock.try_lock() {
+            if step > 0 {
+                word.store(index + 1, Ordering::Relaxed);
+                MOVES.fetch_add(1, Ordering::Relaxed);
+            }
+            return locked(arena(index), guard);
+        }
+    }
+    locked(arena(mine), arena(mine).lock.lock())
+}
+
+fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<Locked> {
+    let mut shard = arena.shard.load(Ordering::Relaxed);
+    if shard.is_null() {
+        shard = meta::alloc(size_of::<Shard>(), align_of::<Shard>())?.as_ptr().cast();
+        // SAFETY: fresh zeroed memory of the right size and alignment, for which zero is a value.
+        unsafe { &*shard }.init();
+        arena.shard.store(shard, Ordering::Release);
+    }
+    // SAFETY: shards are never freed.
+    Some(Locked { shard: unsafe { &*shard }, _guard: guard })
+}
+
+impl Access for Locked {
+    fn shard(&self) -> &Shard {
+        self.shard
+    }
+
+    fn pop(&self, bin: usize) -> Result<usize, Miss> {
+        // SAFETY: the lock guards header and stack.
+        let block = unsafe { pop_plain(self.shard.top(bin).as_ptr()) };
+        if block == 0 { Err(Miss::Differs) } else { Ok(block) }
+    }
+
+    fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
+        // SAFETY: the lock guards header and stack; blocks are neither 0 nor 1.
+        if unsafe { push_plain(self.shard.top(bin).as_ptr(), block) } { Ok(()) } else { Err(Miss::Differs) }
+    }
+
+    fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let header = self.shard.top(bin);
+        if header.load(Ordering::Relaxed) != expect {
+            return Err(Miss::Differs);
+        }
+        header.store(new, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
+        // SAFETY: the lock guards the list, whose elements are owned by it.
+        let magazine = unsafe { Owned::from_address(head.load(Ordering::Relaxed)) }.ok_or(Miss::Differs)?;
+        head.store(magazine.link().load(Ordering::Relaxed), Ordering::Relaxed);
+        Ok(magazine)
+    }
+
+    fn list_push(&self, head: &AtomicUsize, _expect: usize, magazine: &Owned) -> Result<(), Miss> {
+        head.store(magazine.address(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Locked {
+    /// What the arena holds.
+    pub(crate) fn usage(&self) -> super::Usage {
+        self.shard.usage()
+    }
+
+    /// Takes all magazines out.
+    pub(super) fn drain(&self, list: &mut magazine::List) {
+        for top in &self.shard.tops {
+            let old = top.swap(magazine::dummy_top(), Ordering::Relaxed);
+            if old != magazine::dummy_top() {
+                // SAFETY: the lock gives us the header, and so the magazine.
+                list.push(unsafe { Owned::from_top(old) });
+            }
+        }
+        // SAFETY: the lock gives us the lists.
+        unsafe { self.shard.take_lists(list) };
+    }
+}
+
+/// Calls `f` with every arena in use, locked.
+pub(crate) fn for_each(mut f: impl FnMut(&Locked)) {
+    for arena in &TABLE {
+        if arena.shard.load(Ordering::Acquire).is_null() {
+            continue;
+        }
+        if let Some(locked) = locked(arena, arena.lock.lock()) {
+            f(&locked);
+        }
+    }
+}
+
+/// Arenas that have been used.
+pub(crate) fn used() -> usize {
+    TABLE.iter().filter(|arena| !arena.shard.load(Ordering::Relaxed).is_null()).count()
+}
+
+/// Threads that moved on to another arena.
+pub(crate) fn moves() -> u64 {
+    MOVES.load(Ordering::Relaxed)
+}
+
+/// All locks of this layer, in their order, for the fork handlers.
+pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
+    TABLE.iter().map(|arena| &arena.lock)
+}

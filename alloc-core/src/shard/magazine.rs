@@ -1,0 +1,376 @@
+//! Magazines: arrays of pointers to free blocks of one class.
+//!
+//! ```text
+//!   word 0   link of the list or pool it is in          words 0–2 are touched only by its owner, except that the link
+//!   word 1   capacity, count while not loaded, depth    and the depth of a list's head may be read by anybody
+//!   word 2   class
+//!   word 3   0                the sentinel below slot 1
+//!   word 4 … 4 + capacity - 1  the slots
+//!   the word after them       1, the sentinel above
+//!   word 255                 1 for ever
+//! ```
+//!
+//! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the topmost filled
+//! slot, so a magazine is found from a top by masking. All others are owned: by a thread, a list of a shard, the depot.
+//!
+//! Invariants:
+//!
+//! * Magazines are never unmapped and never anything else, so a section that was cut may still read a stale one.
+//! * Whoever holds an [`Owned`] is the only one to change the magazine. Capacity changes only then, and only of an
+//!   empty one.
+//! * No slot holds 0 or 1, except that slots above the top may hold a left-over of anything but 1.
+
+use crate::meta::{Pool, PoolItem};
+use core::mem::{offset_of, size_of};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use rseq_sys::sequence::FULL;
+
+/// Bytes of a magazine, and its alignment.
+pub(crate) const MAGAZINE: usize = 2048;
+const WORDS: usize = MAGAZINE / 8;
+/// Words before the slots, the lower sentinel being the last of them.
+const HEAD: usize = 4;
+/// Pointers that a magazine can hold.
+pub(crate) const CAPACITY: usize = WORDS - HEAD - 1;
+
+/// See the module's description.
+#[repr(C, align(2048))]
+pub(crate) struct Magazine {
+    link: AtomicUsize,
+    capacity: u16,
+    count: u16,
+    depth: AtomicDepth,
+    class: usize,
+    words: [usize; WORDS - 3],
+}
+
+/// The depth of a list at a head; read by threads that do not own the head, as a hint.
+type AtomicDepth = core::sync::atomic::AtomicU32;
+
+/// Offset of the link, for sequences that pop a list.
+pub(crate) const LINK: usize = offset_of!(Magazine, link);
+
+const _: () = {
+    assert!(size_of::<Magazine>() == MAGAZINE);
+    assert!(offset_of!(Magazine, words) == (HEAD - 1) * 8);
+    assert!(CAPACITY == 251);
+};
+
+// SAFETY: the link is the first word, and nothing else is kept in it; zero is a value for every field.
+unsafe impl PoolItem for Magazine {
+    fn link(this: *mut Self) -> *mut *mut Self {
+        this.cast()
+    }
+}
+
+/// Where magazines come from, and go when nobody wants to keep them.
+static POOL: Pool<Magazine> = Pool::new();
+
+/// The pool, for the fork handlers.
+pub(crate) fn pool() -> &'static Pool<Magazine> {
+    &POOL
+}
+
+/// The stack that unused headers point at: empty and full at once, never written.
+static DUMMY: [usize; 2] = [0, FULL];
+
+/// The top of the dummy.
+#[inline]
+pub(crate) fn dummy_top() -> usize {
+    DUMMY.as_ptr().expose_provenance()
+}
+
+/// A magazine that the holder owns exclusively. It has no destructor: every path hands it on, and a magazine lost in a
+/// thread that a fork cut off is only a leak.
+#[must_use]
+pub(crate) struct Owned(NonNull<Magazine>);
+
+impl Owned {
+    /// An empty magazine from the pool, `None` when memory is exhausted.
+    pub(crate) fn new() -> Option<Self> {
+        let magazine = POOL.get()?;
+        let words = magazine.as_ptr();
+        // SAFETY: the pool hands it to us alone.
+        let m = unsafe { &mut *words };
+        m.words[0] = 0;
+        m.words[WORDS - 4] = FULL;
+        // Zero when it is new, and then there is no sentinel to be taken away.
+        if m.capacity == 0 {
+            m.capacity = CAPACITY as u16;
+        }
+        m.count = 0;
+        Some(Self(magazine))
+    }
+
+    /// Gives an empty magazine back to the pool.
+    pub(crate) fn discard(self) {
+        debug_assert!(self.is_empty());
+        // SAFETY: it came from the pool and is ours.
+        unsafe { POOL.put(self.0) }
+    }
+
+    /// The magazine that `top` points into.
+    ///
+    /// # Safety
+    /// `top` was the content of a header (not the dummy's), and the caller has just won exclusive ownership of it.
+    pub(crate) unsafe fn from_top(top: usize) -> Self {
+        let address = top & !(MAGAZINE - 1);
+        let pointer = core::ptr::with_exposed_provenance_mut::<Magazine>(address);
+        // SAFETY: no magazine is at address 0.
+        let mut magazine = Self(unsafe { NonNull::new_unchecked(pointer) });
+        magazine.get_mut().count = count_of(top) as u16;
+        magazine
+    }
+
+    /// The magazine at `address`, as [`Owned::into_address`] gave it.
+    ///
+    /// # Safety
+    /// The caller has just won exclusive ownership, for instance by taking it from a list.
+    pub(crate) unsafe fn from_address(address: usize) -> Option<Self> {
+        NonNull::new(core::ptr::with_exposed_provenance_mut(address)).map(Self)
+    }
+
+    /// The address, for a list that owns it from now on.
+    pub(crate) fn into_address(self) -> usize {
+        self.0.as_ptr().expose_provenance()
+    }
+
+    fn get(&self) -> &Magazine {
+        // SAFETY: valid and owned exclusively.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn get_mut(&mut self) -> &mut Magazine {
+        // SAFETY: valid and owned exclusively. Sections that were cut do not read before they start again.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// The address, while it stays ours.
+    pub(crate) fn address(&self) -> usize {
+        self.0.as_ptr().expose_provenance()
+    }
+
+    /// Makes an empty magazine one for `class`, with room for `capacity` pointers (1 to [`CAPACITY`]).
+    pub(crate) fn prepare(&mut self, class: usize, capacity: usize) {
+        debug_assert!(self.is_empty());
+        let capacity = capacity.clamp(1, CAPACITY);
+        let m = self.get_mut();
+        let old = usize::from(m.capacity);
+        if old != capacity {
+            // The sentinel at the physical end stays.
+            if let Some(word) = m.words.get_mut(old + 1).filter(|_| old < CAPACITY) {
+                *word = 0;
+            }
+            if let Some(word) = m.words.get_mut(capacity + 1) {
+                *word = FULL;
+            }
+            m.capacity = capacity as u16;
+        }
+        m.class = class;
+    }
+
+    /// Pointers in it.
+    pub(crate) fn count(&self) -> usize {
+        usize::from(self.get().count)
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// Pointers that fit.
+    pub(crate) fn capacity(&self) -> usize {
+        usize::from(self.get().capacity)
+    }
+
+    /// The class that the pointers in it belong to.
+    pub(crate) fn class(&self) -> usize {
+        self.get().class
+    }
+
+    /// Takes the topmost pointer.
+    pub(crate) fn pop(&mut self) -> Option<usize> {
+        let m = self.get_mut();
+        let count = usize::from(m.count);
+        let p = m.words.get(count).copied().filter(|_| count > 0)?;
+        m.count -= 1;
+        Some(p)
+    }
+
+    /// Adds a pointer; false if it is full.
+    pub(crate) fn push(&mut self, p: usize) -> bool {
+        let m = self.get_mut();
+        if m.count >= m.capacity {
+            return false;
+        }
+        m.count += 1;
+        if let Some(word) = m.words.get_mut(usize::from(m.count)) {
+            *word = p;
+        }
+        true
+    }
+
+    /// The top to store into a header that is to own this magazine.
+    pub(crate) fn top(&self) -> usize {
+        let words = self.0.as_ptr().cast::<usize>();
+        // SAFETY: the count is at most CAPACITY, so the address lies in the magazine.
+        unsafe { words.add(HEAD - 1 + self.count()) }.expose_provenance()
+    }
+
+    /// The link of the list that is to own it.
+    pub(crate) fn link(&self) -> &AtomicUsize {
+        &self.get().link
+    }
+
+    /// Notes how deep the list is, this magazine included.
+    pub(crate) fn set_depth(&self, depth: u32) {
+        self.get().depth.store(depth, Ordering::Relaxed);
+    }
+}
+
+/// Pointers below and at `top` in its magazine.
+#[inline]
+pub(crate) fn count_of(top: usize) -> usize {
+    (top % MAGAZINE / 8).saturating_sub(HEAD - 1)
+}
+
+/// The depth noted at the head of a list, as a hint; 0 for an empty list.
+#[inline]
+pub(crate) fn depth_of(head: usize) -> u32 {
+    if head == 0 {
+        return 0;
+    }
+    let magazine = core::ptr::with_exposed_provenance::<Magazine>(head);
+    // SAFETY: heads of lists are magazines, which are never unmapped; the field is atomic.
+    unsafe { &*core::ptr::addr_of!((*magazine).depth) }.load(Ordering::Relaxed)
+}
+
+/// The topmost pointer at `top`, 0 if the stack is empty, without owning it.
+#[inline]
+pub(crate) fn peek(top: usize) -> usize {
+    // SAFETY: a top is the address of a slot of a magazine or of the dummy, which are never unmapped. Others may write
+    // the slot at the same time; the value is a hint unless the caller knows better.
+    unsafe { (*core::ptr::with_exposed_provenance::<AtomicUsize>(top)).load(Ordering::Relaxed) }
+}
+
+/// A list of magazines that its holder owns.
+pub(crate) struct List {
+    head: usize,
+    len: usize,
+}
+
+impl List {
+    /// An empty list.
+    pub(crate) const fn new() -> Self {
+        Self { head: 0, len: 0 }
+    }
+
+    /// Magazines in it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a magazine.
+    pub(crate) fn push(&mut self, magazine: Owned) {
+        magazine.link().store(self.head, Ordering::Relaxed);
+        self.head = magazine.into_address();
+        self.len += 1;
+    }
+
+    /// Takes the magazine that was added last.
+    pub(crate) fn pop(&mut self) -> Option<Owned> {
+        // SAFETY: what is in the list was owned by who put it there and is owned by the list now.
+        let magazine = unsafe { Owned::from_address(self.head) }?;
+        self.head = magazine.link().load(Ordering::Relaxed);
+        self.len = self.len.saturating_sub(1);
+        Some(magazine)
+    }
+
+    /// Takes over a chain of linked magazines, as a shard's list holds them.
+    ///
+    /// # Safety
+    /// The caller owns the whole chain that begins at `head` exclusively.
+    pub(crate) unsafe fn append_chain(&mut self, mut head: usize) {
+        // SAFETY: by contract every element of the chain is ours.
+        while let Some(magazine) = unsafe { Owned::from_address(head) } {
+            head = magazine.link().load(Ordering::Relaxed);
+            self.push(magazine);
+        }
+    }
+
+    /// Pointers in all its magazines, and the sum of `f` of each magazine's class times its count.
+    pub(crate) fn blocks(&self) -> usize {
+        let mut blocks = 0;
+        let mut at = self.head;
+        while at != 0 {
+            let magazine = core::ptr::with_exposed_provenance::<Magazine>(at);
+            // SAFETY: an element of this list, which the caller holds.
+            let m = unsafe { &*magazine };
+            blocks += usize::from(m.count);
+            at = m.link.load(Ordering::Relaxed);
+        }
+        blocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentinels_follow_the_capacity() {
+        let mut m = Owned::new().unwrap();
+        for capacity in [59, 123, 251, 3, 27, 251, 1] {
+            m.prepare(1, capacity);
+            for i in 0..capacity {
+                assert!(m.push(8 * (i + 1)));
+            }
+            assert!(!m.push(8));
+            let top = m.top();
+            assert_eq!(peek(top + 8), FULL);
+            assert_eq!(count_of(top), capacity);
+            for i in (0..capacity).rev() {
+                assert_eq!(m.pop(), Some(8 * (i + 1)));
+            }
+            assert_eq!(m.pop(), None);
+            assert_eq!(peek(m.top()), 0);
+            let sentinels = (0..=CAPACITY).filter(|i| peek(m.top() + 8 * (i + 1)) == FULL).count();
+            assert_eq!(sentinels, if capacity == CAPACITY { 1 } else { 2 });
+        }
+        m.discard();
+    }
+
+    #[test]
+    fn a_top_leads_back_to_its_magazine() {
+        let mut m = Owned::new().unwrap();
+        m.prepare(5, 10);
+        assert!(m.push(80) && m.push(160));
+        let top = m.top();
+        // SAFETY: the magazine is ours, and forgotten in favour of the one made from its top.
+        let mut again = unsafe { Owned::from_top(top) };
+        assert_eq!((again.count(), again.class(), again.capacity()), (2, 5, 10));
+        assert_eq!((again.pop(), again.pop(), again.pop()), (Some(160), Some(80), None));
+        again.discard();
+    }
+
+    #[test]
+    fn lists() {
+        let mut list = List::new();
+        for class in 1..4 {
+            let mut m = Owned::new().unwrap();
+            m.prepare(class, 8);
+            assert!(m.push(8));
+            list.push(m);
+        }
+        assert_eq!((list.len(), list.blocks()), (3, 3));
+        for class in (1..4).rev() {
+            let mut m = list.pop().unwrap();
+            assert_eq!(m.class(), class);
+            m.pop();
+            m.discard();
+        }
+        assert!(list.pop().is_none());
+    }
+}

@@ -1,0 +1,159 @@
+//! Promises held here: through a shard, by lock or by commits, no block is handed out twice or lost, and the sums of the
+//! layers add up. The model is the set of blocks that are out.
+//!
+//! The layers below are one for the process, so each test uses bins of its own.
+
+use super::*;
+use crate::options::Options;
+use crate::shard::gate::Route;
+use crate::shard::vcpu::OnVcpu;
+use crate::size_class::bin;
+use proptest::prelude::*;
+extern crate std;
+use std::collections::BTreeSet;
+use std::vec::Vec;
+
+/// Bursts of allocations (positive) and frees (negative), with the end to free from.
+fn bursts() -> impl Strategy<Value = Vec<(i32, bool)>> {
+    proptest::collection::vec((-600..600i32, any::<bool>()), 1..40)
+}
+
+/// Runs bursts through `take` and `put`; all blocks that `take` gives must be new.
+fn run(bursts: &[(i32, bool)], mut take: impl FnMut() -> usize, mut put: impl FnMut(usize)) {
+    let mut order = std::collections::VecDeque::new();
+    let mut out = BTreeSet::new();
+    for &(burst, oldest) in bursts {
+        for _ in 0..burst.unsigned_abs() {
+            if burst > 0 {
+                let block = take();
+                assert_ne!(block, 0);
+                assert!(out.insert(block), "handed out twice");
+                order.push_back(block);
+            } else if let Some(block) = if oldest { order.pop_front() } else { order.pop_back() } {
+                out.remove(&block);
+                put(block);
+            }
+        }
+    }
+    order.into_iter().for_each(put);
+}
+
+/// Until the visit is over; what bypasses goes to the central layer, as in the front.
+fn allocate_until_done(bin: usize, access: impl Fn() -> Visit<usize>) -> usize {
+    loop {
+        match access() {
+            Visit::Done(block) => return block,
+            Visit::Again => {}
+            Visit::Bypass => return central::allocate_one(class_of_bin(bin)).unwrap().as_ptr().addr(),
+        }
+    }
+}
+
+fn free_until_done(bin: usize, block: usize, access: impl Fn() -> Visit<()>) {
+    loop {
+        match access() {
+            Visit::Done(()) => return,
+            Visit::Again => {}
+            Visit::Bypass => return central::free_one(class_of_bin(bin), block),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
+
+    #[test]
+    fn through_an_arena(bursts in bursts()) {
+        let bin = bin(344 - 1).unwrap();
+        run(
+            &bursts,
+            || allocate_until_done(bin, || allocate(&arena::acquire().unwrap(), bin)),
+            |block| free_until_done(bin, block, || free(&arena::acquire().unwrap(), bin, block)),
+        );
+    }
+
+    #[test]
+    fn through_a_vcpu(bursts in bursts()) {
+        if gate::route(&Options::new()) != Route::Vcpu {
+            return Ok(());
+        }
+        let bin = bin(408 - 1).unwrap();
+        run(
+            &bursts,
+            || allocate_until_done(bin, || allocate(&OnVcpu::current().unwrap(), bin)),
+            |block| free_until_done(bin, block, || free(&OnVcpu::current().unwrap(), bin, block)),
+        );
+    }
+
+    #[test]
+    fn two_bins_share_a_class(bursts in bursts(), other in bursts()) {
+        // 504 and 512 bytes: magazines of their own, the same spans.
+        let (low, high) = (bin(504 - 1).unwrap(), bin(512 - 1).unwrap());
+        prop_assert_eq!(class_of_bin(low), class_of_bin(high));
+        for (bin, bursts) in [(low, bursts), (high, other)] {
+            run(
+                &bursts,
+                || allocate_until_done(bin, || allocate(&arena::acquire().unwrap(), bin)),
+                |block| free_until_done(bin, block, || free(&arena::acquire().unwrap(), bin, block)),
+            );
+        }
+    }
+}
+
+#[test]
+fn draining_other_vcpus_loses_nothing() {
+    if gate::route(&Options::new()) != Route::Vcpu {
+        return;
+    }
+    let bin = bin(632 - 1).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let bursts: Vec<(i32, bool)> =
+                    (0..40).map(|i| (if i % 2 == 0 { 300 } else { -290 }, i % 3 == 0)).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    run(
+                        &bursts,
+                        || allocate_until_done(bin, || OnVcpu::current().map_or(Visit::Bypass, |a| allocate(&a, bin))),
+                        |block| {
+                            free_until_done(bin, block, || {
+                                OnVcpu::current().map_or(Visit::Bypass, |a| free(&a, bin, block))
+                            });
+                        },
+                    );
+                }
+            });
+        }
+        let before = drain::drains();
+        while drain::drains() < before + 300 {
+            drain::purge();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn capacity_grows_with_misses_and_not_beyond_its_bound() {
+    let class_index = class_of_bin(bin(712 - 1).unwrap());
+    let of = class(class_index);
+    assert_eq!(capacity(class_index), usize::from(of.capacity));
+    for _ in 0..1000 {
+        miss(class_index);
+    }
+    assert_eq!(capacity(class_index), usize::from(of.capacity_max));
+}
+
+#[test]
+fn a_shard_starts_empty_and_full() {
+    let shard = crate::meta::alloc(size_of::<Shard>(), align_of::<Shard>()).unwrap();
+    // SAFETY: fresh zeroed memory of the right size and alignment.
+    let shard: &Shard = unsafe { shard.cast().as_ref() };
+    shard.init();
+    for bin in 0..BINS {
+        assert_eq!(peek(shard.top(bin).load(Ordering::Relaxed)), 0);
+        assert_eq!(peek(shard.top(bin).load(Ordering::Relaxed) + 8), rseq_sys::sequence::FULL);
+        assert_eq!(bin_at(displacement(bin)), bin);
+    }
+    assert_eq!(shard.usage().cached, 0);
+}

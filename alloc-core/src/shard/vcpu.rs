@@ -1,0 +1,122 @@
+//! The slow path's way to the shard of the vCPU that the thread runs on.
+//!
+//! The thread may be moved at any instruction. So an access names the vCPU it was made for, every commit is a sequence
+//! that checks that id, and a commit that finds another one fails with [`Miss::Stale`]. Only `pop` and `push` take
+//! whatever vCPU they run on, as the fast path does.
+
+use super::magazine::{LINK, List, Owned, dummy_top};
+use super::{Access, Miss, Shard, displacement, gate};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use rseq_sys::sequence::{Outcome, Vcpu};
+
+/// Sequences that gave up after too many aborts in a row.
+static GIVE_UPS: AtomicU64 = AtomicU64::new(0);
+
+/// How many sequences gave up.
+pub(crate) fn give_ups() -> u64 {
+    GIVE_UPS.load(Ordering::Relaxed)
+}
+
+/// See the module's description.
+pub(crate) struct OnVcpu {
+    vcpu: Vcpu,
+    id: u32,
+    shard: &'static Shard,
+}
+
+impl OnVcpu {
+    /// For the vCPU that the thread runs on now, whose shard is initialised if need be. `None` if it cannot be.
+    pub(crate) fn current() -> Option<Self> {
+        let vcpu = gate::SHARDS.vcpu();
+        let id = vcpu.id();
+        Some(Self { vcpu, id, shard: gate::shard(id)? })
+    }
+
+    /// What an outcome other than success means for the caller.
+    fn miss(&self, outcome: Outcome) -> Miss {
+        match outcome {
+            Outcome::Moved => Miss::Stale,
+            Outcome::GaveUp => {
+                GIVE_UPS.fetch_add(1, Ordering::Relaxed);
+                Miss::Bypass
+            }
+            // The seal is one of the compared words.
+            _ if self.shard.seal.load(Ordering::Relaxed) != 0 => Miss::Bypass,
+            _ => Miss::Differs,
+        }
+    }
+
+    fn done(&self, outcome: Outcome) -> Result<(), Miss> {
+        if outcome.committed() { Ok(()) } else { Err(self.miss(outcome)) }
+    }
+}
+
+/// `pop` and `push` of the table behind the gate report an empty or full stack also while the shard is sealed; that
+/// is no reason to bypass it yet.
+fn retried(outcome: Outcome) -> Miss {
+    if outcome == Outcome::GaveUp {
+        GIVE_UPS.fetch_add(1, Ordering::Relaxed);
+        return Miss::Bypass;
+    }
+    Miss::Differs
+}
+
+impl Access for OnVcpu {
+    fn shard(&self) -> &Shard {
+        self.shard
+    }
+
+    fn pop(&self, bin: usize) -> Result<usize, Miss> {
+        // SAFETY: the displacement is that of a header; magazines stay mapped.
+        unsafe { gate::SHARDS.retry_pop(displacement(bin)) }.map_err(retried)
+    }
+
+    fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
+        // SAFETY: as for `pop`; blocks are aligned addresses of user memory, neither 0 nor 1.
+        unsafe { gate::SHARDS.retry_push(displacement(bin), block) }.map_err(retried)
+    }
+
+    fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let header = self.shard.top(bin).as_ptr();
+        // SAFETY: header and seal belong to the shard of `id`; `new` is the top of a magazine that the caller owns.
+        self.done(unsafe { self.vcpu.replace(self.id, header, expect, self.shard.seal.as_ptr(), new) })
+    }
+
+    fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
+        let seal = self.shard.seal.as_ptr();
+        // SAFETY: the head is a word of the shard of `id`; its values are 0 or magazines, which stay mapped and have
+        // their link at LINK.
+        let taken = unsafe { self.vcpu.compare_load_store(self.id, head.as_ptr(), 0, LINK, seal, 0) };
+        // SAFETY: the commit took it out of the list for us.
+        taken.map_err(|outcome| self.miss(outcome)).and_then(|m| unsafe { Owned::from_address(m) }.ok_or(Miss::Differs))
+    }
+
+    fn list_push(&self, head: &AtomicUsize, expect: usize, magazine: &Owned) -> Result<(), Miss> {
+        let seal = self.shard.seal.as_ptr();
+        // SAFETY: the head is a word of the shard of `id`; the magazine is the caller's and linked to `expect`.
+        self.done(unsafe {
+            self.vcpu.compare_compare_store(self.id, head.as_ptr(), expect, seal, 0, magazine.address())
+        })
+    }
+}
+
+/// Takes the magazines out of the shard that the thread runs on, by its own commits; what it is moved away from stays.
+/// Only for processes without a fence, see [`super::drain`].
+pub(super) fn drain_own(list: &mut List) {
+    let Some(own) = OnVcpu::current() else { return };
+    for top in &own.shard.tops {
+        let old = top.load(Ordering::Relaxed);
+        // SAFETY: the header belongs to the shard of `id`; the dummy is a stack that nobody writes.
+        let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, dummy_top()) };
+        if old != dummy_top() && outcome.committed() {
+            // SAFETY: the commit gave us the magazine.
+            list.push(unsafe { Owned::from_top(old) });
+        }
+    }
+    for head in own.shard.filled.iter().chain([&own.shard.empty]) {
+        while let Ok(magazine) = own.list_pop(head) {
+            list.push(magazine);
+        }
+    }
+    own.shard.cached.store(0, Ordering::Relaxed);
+}

@@ -1,0 +1,155 @@
+//! Statistics: what the layers hold and what they did, gathered on demand without allocation.
+//!
+//! Hit paths count nothing. Bytes are derived from what the layers know anyway (the tops of magazines, the sums under the
+//! class locks), counters are kept on slow paths. Figures are exact while no other thread allocates; otherwise
+//! blocks that are on their way between two layers may be counted in both or in neither.
+
+use crate::mode::Mode;
+use crate::shard::{arena, drain, gate, vcpu};
+use crate::{central, depot, front, large, meta, pages};
+use core::fmt;
+
+/// See [`crate::stats`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// What the caches are indexed by, and why.
+    pub mode: Mode,
+    /// Bytes in the hands of the program, in whole blocks (so including what rounding up to a class adds).
+    pub allocated: usize,
+    /// Bytes of pages that hold at least one block of the program or of a cache: spans and large mappings.
+    pub active: usize,
+    /// Bytes that may be resident for user data: active pages, cached large mappings, and free pages that were not
+    /// given back. An upper bound, since pages never touched are not resident.
+    pub resident: usize,
+    /// Bytes of the allocator's own data.
+    pub metadata: usize,
+    /// Bytes of address space that is readable and writable for user data.
+    pub mapped: usize,
+    /// Large mappings, in use and cached.
+    pub large_mappings: usize,
+    /// Bytes of address space set aside for huge pages, most of it neither readable nor writable.
+    pub reserved: usize,
+    /// Bytes of free pages that were given back to the operating system, or never touched.
+    pub returned: usize,
+    /// Huge pages (2 MiB of address space) that have been in use.
+    pub huge_pages: usize,
+    /// Free bytes in the magazines of vCPU shards and arenas.
+    pub cached_shards: usize,
+    /// Free bytes in the depot.
+    pub cached_depot: usize,
+    /// Free bytes in spans that have blocks in use.
+    pub cached_central: usize,
+    /// Free bytes in pages that were not given back.
+    pub cached_pages: usize,
+    /// Bytes in freed large mappings that are kept for reuse.
+    pub cached_large: usize,
+    /// vCPU shards in use.
+    pub shards: usize,
+    /// Arenas that have been used.
+    pub arenas_used: usize,
+    /// Magazines exchanged with a shard's header.
+    pub magazine_exchanges: u64,
+    /// Magazines handed over by the depot, in either direction.
+    pub depot_exchanges: u64,
+    /// Depot locks that were not free at once.
+    pub depot_retries: u64,
+    /// Class locks of the central layer taken.
+    pub central_locks: u64,
+    /// Page heap locks taken.
+    pub page_heap_locks: u64,
+    /// Magazines filled from spans.
+    pub refills: u64,
+    /// Magazines emptied into spans.
+    pub flushes: u64,
+    /// Sequences aborted by the kernel.
+    pub aborts: u64,
+    /// Sequences that gave up after too many aborts in a row.
+    pub give_ups: u64,
+    /// Calls that went past the shards.
+    pub bypasses: u64,
+    /// Batches of vCPU shards drained.
+    pub drains: u64,
+    /// Threads that moved to another arena because theirs was locked.
+    pub arena_moves: u64,
+}
+
+pub(crate) fn gather(mode: Mode) -> Stats {
+    let (mut cached_shards, mut magazine_exchanges, mut shards) = (0, 0, 0);
+    for shard in gate::shards() {
+        let usage = shard.usage();
+        cached_shards += usage.cached;
+        magazine_exchanges += usage.exchanges;
+        shards += 1;
+    }
+    arena::for_each(|arena| {
+        let usage = arena.usage();
+        cached_shards += usage.cached;
+        magazine_exchanges += usage.exchanges;
+    });
+    let depot = depot::usage();
+    let central = central::usage();
+    let pages = pages::usage();
+    let large = large::usage();
+    Stats {
+        mode,
+        allocated: (central.out + large.live_bytes).saturating_sub(cached_shards + depot.cached),
+        active: central.active + large.live_bytes,
+        resident: pages.used_bytes + pages.free_resident_bytes + large.live_bytes + large.cached_bytes,
+        metadata: meta::bytes() + shards * size_of::<crate::shard::Shard>(),
+        mapped: pages.committed + large.live_bytes + large.cached_bytes,
+        large_mappings: large.mappings,
+        reserved: pages.reserved,
+        returned: pages.returned_bytes,
+        huge_pages: pages.huge_pages,
+        cached_shards,
+        cached_depot: depot.cached,
+        cached_central: central.cached,
+        cached_pages: pages.free_resident_bytes,
+        cached_large: large.cached_bytes,
+        shards,
+        arenas_used: arena::used(),
+        magazine_exchanges,
+        depot_exchanges: depot.exchanges,
+        depot_retries: depot.retries,
+        central_locks: central.locks,
+        page_heap_locks: pages.locks_taken,
+        refills: central.refills,
+        flushes: central.flushes,
+        aborts: rseq_sys::sequence::aborts(),
+        give_ups: vcpu::give_ups(),
+        bypasses: front::bypasses(),
+        drains: drain::drains(),
+        arena_moves: arena::moves(),
+    }
+}
+
+/// Bytes with a unit.
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0..0x2800 => write!(f, "{} B", self.0),
+            0x2800..0xa0_0000 => write!(f, "{} KiB", self.0 >> 10),
+            _ => write!(f, "{} MiB", self.0 >> 20),
+        }
+    }
+}
+
+/// One line.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "allocated {}, active {}, ", Size(self.allocated), Size(self.active))?;
+        write!(f, "resident at most {}, metadata {}; ", Size(self.resident), Size(self.metadata))?;
+        write!(f, "cached: shards {}, depot {}, ", Size(self.cached_shards), Size(self.cached_depot))?;
+        write!(f, "spans {}, pages {}, ", Size(self.cached_central), Size(self.cached_pages))?;
+        write!(f, "large {}; ", Size(self.cached_large))?;
+        write!(f, "{} shards, {} arenas; ", self.shards, self.arenas_used)?;
+        write!(f, "exchanges: magazine {}, depot {} ", self.magazine_exchanges, self.depot_exchanges)?;
+        write!(f, "({} retries), refills {}, flushes {}; ", self.depot_retries, self.refills, self.flushes)?;
+        write!(f, "locks: central {}, page heap {}; ", self.central_locks, self.page_heap_locks)?;
+        write!(f, "aborts {}, give-ups {}, bypasses {}, ", self.aborts, self.give_ups, self.bypasses)?;
+        write!(f, "drains {}, arena moves {}", self.drains, self.arena_moves)
+    }
+}

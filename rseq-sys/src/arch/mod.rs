@@ -1,0 +1,74 @@
+//! What only assembly can reach: the thread pointer, a thread-local block of our own, weak references to libc.
+//!
+//! `no_std` on stable Rust has no thread-locals, so the block is defined in assembly, in the static TLS of the
+//! object that carries this crate, and reached by the initial-exec model: one load of its offset from the thread
+//! pointer, no call, no allocation, the same offset in every thread. This is the one place that chooses the
+//! architecture; commit sequences are chosen in [`crate::sequence`] by the same condition.
+//!
+//! The block outlives every destructor of its thread: it goes away with the thread's TLS, after the last one ran.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicU32, AtomicUsize};
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little", not(miri)))]
+#[path = "aarch64.rs"]
+mod imp;
+#[cfg(not(any(
+    all(target_arch = "x86_64", target_pointer_width = "64", not(miri)),
+    all(target_arch = "aarch64", target_endian = "little", not(miri))
+)))]
+#[path = "portable.rs"]
+mod imp;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
+#[path = "x86_64.rs"]
+mod imp;
+
+pub use imp::HAVE_SEQUENCES;
+#[cfg(target_feature = "crt-static")]
+pub(crate) use imp::weak_libc_symbols;
+pub(crate) use imp::{own_offset, thread_pointer};
+
+/// The thread-local block of this crate: an rseq area for threads that nobody else registers, and the words that
+/// belong to it.
+///
+/// The assembly of each architecture lays it out; the assertions below hold the two together.
+#[repr(C, align(64))]
+pub(crate) struct OwnBlock {
+    /// A `struct rseq` and its room to grow. `cpu_id`, `node_id` and `mm_cid` start as all ones, so that a thread
+    /// which nobody registered fails every comparison of its id with a limit.
+    pub(crate) area: [u8; 64],
+    /// What registration did with this thread; starts as 0.
+    pub(crate) state: AtomicU32,
+    pad: u32,
+    /// Words for the library that embeds this crate; start as 0.
+    pub(crate) user: [AtomicUsize; 4],
+    reserve: [u8; 24],
+}
+
+const _: () = {
+    assert!(size_of::<OwnBlock>() == 128);
+    assert!(offset_of!(OwnBlock, area) == 0);
+    assert!(offset_of!(OwnBlock, state) == 64);
+    assert!(offset_of!(OwnBlock, user) == 72);
+};
+
+/// The calling thread's block.
+#[inline]
+pub(crate) fn own_block() -> *mut OwnBlock {
+    thread_pointer().wrapping_add_signed(own_offset()) as *mut OwnBlock
+}
+
+/// Four words of thread-local storage for the library that embeds this crate.
+///
+/// They start as 0 in every thread and may be used from the first instruction of a thread to its last, also from
+/// signal handlers, whether rseq is available or not. On an architecture without assembly of its own
+/// ([`HAVE_SEQUENCES`] is false) all threads share one set of words; treat their content as a hint there.
+///
+/// The reference must not be kept beyond the life of the calling thread, nor handed to another one that may
+/// outlive it; `'static` stands for "as long as this thread".
+#[inline]
+pub fn thread_words() -> &'static [AtomicUsize; 4] {
+    // SAFETY: the block is in the static TLS of the calling thread, aligned and initialised by the loader, and
+    // lives until the thread ends. Atomics allow shared access from signal handlers.
+    unsafe { &(*own_block()).user }
+}

@@ -1,0 +1,40 @@
+//! Stand-in where there is no assembly: another architecture, or Miri.
+//!
+//! There is no thread-local storage to be had, so all threads share one block. That is enough for what runs here:
+//! rseq is reported as unavailable, and the shared words serve as hints only.
+
+use super::OwnBlock;
+use core::cell::UnsafeCell;
+
+/// Whether this build has commit sequences in assembly.
+pub const HAVE_SEQUENCES: bool = false;
+
+struct Shared(UnsafeCell<OwnBlock>);
+// SAFETY: the only fields used are atomics; the area is never registered.
+unsafe impl Sync for Shared {}
+
+static BLOCK: Shared = Shared(UnsafeCell::new(OwnBlock {
+    area: [0xff; 64],
+    state: core::sync::atomic::AtomicU32::new(0),
+    pad: 0,
+    user: [const { core::sync::atomic::AtomicUsize::new(0) }; 4],
+    reserve: [0; 24],
+}));
+
+/// Stands for the thread pointer: offsets count from the shared block.
+#[inline]
+pub(crate) fn thread_pointer() -> usize {
+    BLOCK.0.get().expose_provenance()
+}
+
+/// Where the own block lies, from [`thread_pointer`].
+#[inline]
+pub(crate) fn own_offset() -> isize {
+    0
+}
+
+/// Nobody registers where there are no sequences.
+#[cfg(target_feature = "crt-static")]
+pub(crate) fn weak_libc_symbols() -> Option<(*const isize, *const u32, *const u32)> {
+    None
+}

@@ -1,0 +1,364 @@
+//! Commit sequences for aarch64, little-endian.
+//!
+//! Numbering, sections and operands as in the x86-64 file. Two differences: a conditional branch reaches only one MiB,
+//! so the stubs stand behind the block instead of beside the abort handler (which comes back by a plain branch); and
+//! `pop` clears its result before the section, so that every early way out of it is a branch to its end.
+//!
+//! Ordering: a section and whoever ran on this vCPU before are ordered by the scheduler, a section and a remote drainer
+//! by membarrier. Nothing here needs acquire or release instructions.
+
+use super::{ABORTS, Attempt};
+use core::arch::asm;
+
+/// Descriptor, arming store and start of the section. `off` becomes the address of the area.
+macro_rules! enter {
+    ($($delta:literal),*) => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\"\n",
+            ".balign 32\n",
+            "9:\n",
+            ".long 0, 0\n",
+            ".quad 2f, 3f - 2f, 4f\n",
+            ".popsection\n",
+            "mrs {t}, tpidr_el0\n",
+            "adrp {off}, :gottprel:__rseq_sys_block_0\n",
+            "ldr {off}, [{off}, #:gottprel_lo12:__rseq_sys_block_0]\n",
+            "add {off}, {off}, {t}\n",
+            $($delta, "\n",)*
+            "add {off}, {off}, {t}\n",
+            "adrp {t}, 9b\n",
+            "add {t}, {t}, :lo12:9b\n",
+            arm!(),
+            start!(),
+        )
+    };
+}
+
+/// The store that arms the section.
+#[cfg(not(rseq_fault = "no_descriptor"))]
+macro_rules! arm {
+    () => {
+        "str {t}, [{off}, #8]\n"
+    };
+}
+#[cfg(rseq_fault = "no_descriptor")]
+macro_rules! arm {
+    () => {
+        ""
+    };
+}
+
+/// The start of the section, right after the arming store.
+#[cfg(not(rseq_fault = "start_late"))]
+macro_rules! start {
+    () => {
+        "2:\n"
+    };
+}
+/// With the fault: not there …
+#[cfg(rseq_fault = "start_late")]
+macro_rules! start {
+    () => {
+        ""
+    };
+}
+/// … but where the id and the header's content have already been read.
+#[cfg(not(rseq_fault = "start_late"))]
+macro_rules! late_start {
+    () => {
+        ""
+    };
+}
+#[cfg(rseq_fault = "start_late")]
+macro_rules! late_start {
+    () => {
+        "2:\n"
+    };
+}
+
+/// The abort handler: signature, count (exclusive loads, since LSE atomics may be missing), then `$after`.
+macro_rules! on_abort {
+    ($($after:literal),*) => {
+        concat!(
+            ".pushsection __rseq_abort, \"ax\"\n",
+            ".long 0xd428bc00\n",
+            "4:\n",
+            "adrp {t}, {aborts}\n",
+            "add {t}, {t}, :lo12:{aborts}\n",
+            "5:\n",
+            "ldxr {off}, [{t}]\n",
+            "add {off}, {off}, #1\n",
+            "stxr {s:w}, {off}, [{t}]\n",
+            "cbnz {s:w}, 5b\n",
+            $($after, "\n",)*
+            ".popsection\n",
+        )
+    };
+}
+
+/// Header address in `id`, its content in `t`. Ends the section through `$away` where the id is not served.
+macro_rules! header {
+    ($away:literal) => {
+        concat!(
+            "ldr {t}, [{g}, #8]\n",
+            "ldr {id:w}, [{off}, {t}]\n",
+            "ldr {t}, [{g}, #16]\n",
+            "cmp {id}, {t}\n",
+            "b.hs ",
+            $away,
+            "\n",
+            "ldr {t}, [{g}, #24]\n",
+            "add {id}, {t}, {id}, lsl #{shift}\n",
+            "add {id}, {id}, {x}\n",
+            "ldr {t}, [{id}]\n",
+            late_start!(),
+        )
+    };
+}
+
+/// The last check of a pop, before its commit.
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! unless_empty {
+    () => {
+        "cbz {r}, 3f\n"
+    };
+}
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! unless_empty {
+    () => {
+        ""
+    };
+}
+
+/// See [`super::Stacks::pop`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline(always)]
+pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> usize {
+    let r: usize;
+    // SAFETY: the section reads the thread's area (in static TLS), the table, one header and one slot, all valid by
+    // contract, and commits with one store to the header.
+    unsafe {
+        asm!(
+            "mov {r}, xzr",
+            enter!("ldr {t}, [{g}]"),
+            header!("3f"),
+            "ldr {r}, [{t}]",
+            unless_empty!(),
+            "sub {t}, {t}, #8",
+            "str {t}, [{id}]", // commit
+            "3:",
+            on_abort!("mov {r}, xzr", "b 3b"),
+            g = in(reg) g,
+            x = in(reg) x,
+            off = out(reg) _,
+            t = out(reg) _,
+            id = out(reg) _,
+            s = out(reg) _,
+            r = out(reg) r,
+            shift = const SHIFT,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    r
+}
+
+/// See [`super::Stacks::push`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline(always)]
+pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
+    // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
+    unsafe {
+        asm!(
+            enter!("ldr {t}, [{g}]"),
+            header!("{away}"),
+            "ldp {off}, {s}, [{t}]",
+            "cmp {s}, #1",
+            "b.eq {away}",
+            "cmp {off}, {p}",
+            "b.eq {away}",
+            "str {p}, [{t}, #8]!",
+            "str {t}, [{id}]", // commit
+            "3:",
+            on_abort!("b {away}"),
+            g = in(reg) g,
+            x = in(reg) x,
+            p = in(reg) p,
+            off = out(reg) _,
+            t = out(reg) _,
+            id = out(reg) _,
+            s = out(reg) _,
+            shift = const SHIFT,
+            aborts = sym ABORTS,
+            away = label { return false },
+            options(nostack)
+        );
+    }
+    true
+}
+
+/// The id of the area at `own_delta`.
+#[inline]
+pub(super) fn read_id(own_delta: isize, id_offset: usize) -> u32 {
+    let area = crate::arch::own_block().addr().wrapping_add_signed(own_delta);
+    // SAFETY: reads a field of the thread's area, which is in static TLS; the kernel may write it at any time.
+    unsafe { core::ptr::with_exposed_provenance::<u32>(area.wrapping_add(id_offset)).read_volatile() }
+}
+
+/// The end of a sequence that reports a status in `t`: 0 after the commit, 1 and 2 from the stubs, 3 from the handler.
+macro_rules! leave {
+    () => {
+        concat!(
+            "3:\n",
+            "mov {t}, #0\n",
+            "b 8f\n",
+            "7:\n",
+            "mov {t}, #2\n",
+            "b 8f\n",
+            "6:\n",
+            "mov {t}, #1\n",
+            "8:\n",
+            on_abort!("mov {t}, #3", "b 8b"),
+        )
+    };
+}
+
+/// Is this the vCPU that was asked for?
+macro_rules! same_vcpu {
+    () => {
+        concat!("ldr {t:w}, [{off}, {field}]\n", "cmp {t:w}, {id:w}\n", "b.ne 7f\n", late_start!())
+    };
+}
+
+/// See [`super::Vcpu::compare_compare_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn compare_compare_store(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    expect: usize,
+    v2: *const usize,
+    expect2: usize,
+    new: usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area and two words, writes one, all valid by contract.
+    unsafe {
+        asm!(
+            enter!("mov {t}, {delta}"),
+            same_vcpu!(),
+            "ldr {t}, [{v2}]",
+            "cmp {t}, {expect2}",
+            "b.ne 6f",
+            "ldr {t}, [{v}]",
+            "cmp {t}, {expect}",
+            "b.ne 6f",
+            "str {new}, [{v}]", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            expect = in(reg) expect,
+            v2 = in(reg) v2,
+            expect2 = in(reg) expect2,
+            new = in(reg) new,
+            off = out(reg) _,
+            s = out(reg) _,
+            t = out(reg) status,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::add`].
+///
+/// # Safety
+/// Its contract holds.
+#[inline]
+pub(super) unsafe fn add(own_delta: isize, id_offset: usize, id: u32, v: *mut usize, n: usize) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area, reads and writes one word, valid by contract.
+    unsafe {
+        asm!(
+            enter!("mov {t}, {delta}"),
+            same_vcpu!(),
+            "ldr {t}, [{v}]",
+            "add {t}, {t}, {n}",
+            "str {t}, [{v}]", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            n = in(reg) n,
+            off = out(reg) _,
+            s = out(reg) _,
+            t = out(reg) status,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::compare_load_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn compare_load_store(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    unless: usize,
+    next_offset: usize,
+    v2: *const usize,
+    expect2: usize,
+) -> (Attempt, usize) {
+    let (status, p): (usize, usize);
+    // SAFETY: reads the area, two words and the word at `p + next_offset`, writes one, all valid by contract.
+    unsafe {
+        asm!(
+            enter!("mov {t}, {delta}"),
+            same_vcpu!(),
+            "ldr {t}, [{v2}]",
+            "cmp {t}, {expect2}",
+            "b.ne 6f",
+            "ldr {p}, [{v}]",
+            "cmp {p}, {unless}",
+            "b.eq 6f",
+            "ldr {t}, [{p}, {next}]",
+            "str {t}, [{v}]", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            unless = in(reg) unless,
+            next = in(reg) next_offset,
+            v2 = in(reg) v2,
+            expect2 = in(reg) expect2,
+            off = out(reg) _,
+            s = out(reg) _,
+            t = out(reg) status,
+            p = out(reg) p,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    (Attempt::from_status(status), p)
+}

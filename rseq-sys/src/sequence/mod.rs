@@ -1,0 +1,477 @@
+//! Commit sequences: small pieces of code that the kernel restarts when they are cut, so that data belonging to a
+//! vCPU can be changed without a lock and without an atomic instruction.
+//!
+//! # How every sequence is built
+//!
+//! ```text
+//!   rseq_cs = descriptor                   arm: the kernel now knows start, end and abort handler
+//! start:
+//!   read the id, check it, read and check the data       nothing written that another reader could mistake for state
+//!   store                                  the commit: one store, the last instruction of the section
+//! post_commit:
+//! ```
+//!
+//! The kernel looks at `rseq_cs` when the thread was preempted, migrated or is about to run a signal handler, and when
+//! another thread asks for it through [`crate::membarrier`]. If the instruction pointer lies in `start..post_commit`
+//! it goes on at the abort handler instead.
+//!
+//! Where a sequence can be cut, and what each cut leaves behind:
+//!
+//! 1. Before the arming store: nothing was read. The section starts with the instruction right after that store, so
+//!    there is no instruction that has read the id and is not covered.
+//! 2. Between start and the commit: reads only, except for the slot above the top of a stack that `push` fills, which
+//!    nobody reads before the top has moved over it. The abort handler does not look at any register of the
+//!    section; the inputs are in registers that the section does not write, so a retry starts from the same inputs.
+//! 3. After the commit: the section is over. `rseq_cs` stays set; the kernel clears it when it next looks and finds
+//!    the instruction pointer outside.
+//!
+//! A nested sequence in a signal handler overwrites `rseq_cs`, but the handler's delivery has aborted ours before.
+//! Every retry arms again, since the kernel clears the field on abort. The descriptor and the abort handler live as long
+//! as the object they are in; an object that can be unloaded must pin itself first.
+//!
+//! # What bounds them
+//!
+//! A sequence that was aborted [`MAX_ABORTS`] times in a row gives up ([`Outcome::GaveUp`]), so that no caller spins
+//! for ever under a debugger that single-steps or in a storm of signals. [`Stacks::pop`] and [`Stacks::push`] try
+//! once, since they are meant to be inlined; their callers retry out of line through [`Stacks::retry_pop`] and
+//! [`Stacks::retry_push`].
+//!
+//! # Rejected
+//!
+//! * Leaving `rseq_cs` armed between calls saves a store but needs the kernel to clear it on every switch, which
+//!   newer kernels do not promise.
+//! * Committing with a read-modify-write instruction (`sub [top], 8`) saves an instruction but breaks whoever
+//!   exchanges the word from another CPU: the plain store writes a value that was computed from what was read,
+//!   so a later look tells whether the exchange or the commit came last.
+//! * Counting aborts in a register costs an instruction on the way that is not aborted; the handler counts in memory
+//!   instead, and the retry loop is Rust code out of line.
+//!
+//! Source: the kernel's `Documentation/userspace-api/rseq.rst` and `include/uapi/linux/rseq.h`.
+
+use crate::mode::{IndexKind, Mode};
+use core::sync::atomic::{AtomicIsize, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little", not(miri)))]
+#[path = "aarch64.rs"]
+mod imp;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
+#[path = "x86_64.rs"]
+mod imp;
+
+pub mod portable;
+#[cfg(not(any(
+    all(target_arch = "x86_64", target_pointer_width = "64", not(miri)),
+    all(target_arch = "aarch64", target_endian = "little", not(miri))
+)))]
+use portable as imp;
+
+/// Aborts in a row after which a sequence gives up. Timer ticks and signals come thousands of instructions apart, so
+/// two in a row are already rare; sixteen mean a debugger or a storm.
+pub const MAX_ABORTS: u32 = 16;
+
+/// Aborts seen by all sequences of this copy of the crate. Written by the abort handlers alone, which are cold.
+static ABORTS: AtomicU64 = AtomicU64::new(0);
+
+/// How many times a sequence of this process was aborted since it started.
+///
+/// ```
+/// let before = rseq_sys::sequence::aborts();
+/// assert!(rseq_sys::sequence::aborts() >= before);
+/// ```
+pub fn aborts() -> u64 {
+    ABORTS.load(Ordering::Relaxed)
+}
+
+/// How one attempt at a sequence ended, as the assembly reports it; see [`Outcome`] for the meanings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Attempt {
+    /// The store was made.
+    Committed = 0,
+    /// A compared word differed.
+    Differs = 1,
+    /// The thread runs on another vCPU.
+    Moved = 2,
+    /// The kernel aborted the section.
+    Aborted = 3,
+}
+
+impl Attempt {
+    /// From the status register of a sequence.
+    #[cfg_attr(miri, expect(dead_code, reason = "only assembly reports a status"))]
+    #[inline]
+    fn from_status(status: usize) -> Self {
+        match status {
+            0 => Self::Committed,
+            1 => Self::Differs,
+            2 => Self::Moved,
+            _ => Self::Aborted,
+        }
+    }
+}
+
+/// How a sequence ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Outcome {
+    /// The store was made, on the vCPU that was asked for.
+    Committed,
+    /// A compared word did not hold what was expected; nothing was written.
+    Differs,
+    /// The thread does not run (any longer) on the vCPU that was asked for; nothing was written.
+    Moved,
+    /// Aborted [`MAX_ABORTS`] times in a row; nothing was written. Take a way that needs no sequence.
+    GaveUp,
+}
+
+impl Outcome {
+    /// Whether the store was made.
+    #[inline]
+    pub const fn committed(self) -> bool {
+        matches!(self, Self::Committed)
+    }
+}
+
+/// Runs `attempt` until it ends in something else than an abort, [`MAX_ABORTS`] times at most.
+#[inline]
+fn bounded(mut attempt: impl FnMut() -> Attempt) -> Outcome {
+    for _ in 0..MAX_ABORTS {
+        match attempt() {
+            Attempt::Committed => return Outcome::Committed,
+            Attempt::Differs => return Outcome::Differs,
+            Attempt::Moved => return Outcome::Moved,
+            Attempt::Aborted => {}
+        }
+    }
+    Outcome::GaveUp
+}
+
+/// Where a thread finds its rseq area and, inside it, the id that indexes per-vCPU data.
+///
+/// The sequences below take the id that the data belongs to, so the addresses can be formed in ordinary code: read
+/// [`Vcpu::id`], form the address, run the sequence with that id; [`Outcome::Moved`] says that the thread was moved in
+/// between, and the caller starts again.
+///
+/// ```
+/// use rseq_sys::{mode, sequence::{Outcome, Vcpu}};
+/// static COUNTERS: [core::sync::atomic::AtomicUsize; 4096] =
+///     [const { core::sync::atomic::AtomicUsize::new(0) }; 4096];
+///
+/// if let Ok(mode) = mode() {
+///     rseq_sys::ensure_thread().unwrap();
+///     let vcpu = Vcpu::new(&mode, mode.default_index());
+///     loop {
+///         let id = vcpu.id();
+///         // SAFETY: the counter of `id` is a valid word that is changed by sequences for `id` only.
+///         match unsafe { vcpu.add(id, COUNTERS[id as usize].as_ptr(), 1) } {
+///             Outcome::Committed => break,
+///             Outcome::Moved => continue,
+///             outcome => panic!("{outcome:?}"),
+///         }
+///     }
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Vcpu {
+    /// From this crate's thread-local block to the area in use.
+    own_delta: isize,
+    /// Offset of the id field inside the area.
+    id_offset: usize,
+}
+
+/// A word that is always 0, for sequences with a compare to spare.
+static ZERO: AtomicUsize = AtomicUsize::new(0);
+
+impl Vcpu {
+    /// The area that `mode` describes, indexed by `index`.
+    ///
+    /// Whether the kernel fills that field is for the caller to check: see [`crate::features::FeatureSize`].
+    pub fn new(mode: &Mode, index: IndexKind) -> Self {
+        Self { own_delta: mode.own_delta(), id_offset: index.offset() }
+    }
+
+    /// The id of the vCPU that the thread ran on a moment ago; only a hint outside of a sequence. All ones if the
+    /// thread's own registration has not been made or was taken back.
+    #[inline]
+    pub fn id(self) -> u32 {
+        imp::read_id(self.own_delta, self.id_offset)
+    }
+
+    /// If the thread runs on vCPU `id` and `*v` is `expect`, stores `new` to `*v`.
+    ///
+    /// # Safety
+    /// `v` is a valid, aligned word, changed only by sequences that run with this `id` (or by others under a protocol
+    /// that accounts for them). The id must come from the same [`Vcpu`] kind for all users of the word.
+    #[inline]
+    pub unsafe fn compare_store(self, id: u32, v: *mut usize, expect: usize, new: usize) -> Outcome {
+        // SAFETY: the contract of this function; ZERO is a valid word that always holds 0.
+        unsafe { self.compare_compare_store(id, v, expect, ZERO.as_ptr(), 0, new) }
+    }
+
+    /// If the thread runs on vCPU `id`, `*v` is `expect` and `*v2` is `expect2`, stores `new` to `*v`.
+    ///
+    /// # Safety
+    /// As for [`Vcpu::compare_store`]; `v2` is a valid, aligned word that may be changed by anybody.
+    #[inline]
+    pub unsafe fn compare_compare_store(
+        self,
+        id: u32,
+        v: *mut usize,
+        expect: usize,
+        v2: *const usize,
+        expect2: usize,
+        new: usize,
+    ) -> Outcome {
+        // SAFETY: the contract of this function is that of the sequence.
+        bounded(|| unsafe {
+            imp::compare_compare_store(self.own_delta, self.id_offset, id, v, expect, v2, expect2, new)
+        })
+    }
+
+    /// If the thread runs on vCPU `id`, adds `n` to `*v`, wrapping around.
+    ///
+    /// # Safety
+    /// As for [`Vcpu::compare_store`].
+    #[inline]
+    pub unsafe fn add(self, id: u32, v: *mut usize, n: usize) -> Outcome {
+        // SAFETY: the contract of this function is that of the sequence.
+        bounded(|| unsafe { imp::add(self.own_delta, self.id_offset, id, v, n) })
+    }
+
+    /// Pops the head of a linked list: if the thread runs on vCPU `id` and `*v` is not `unless`, takes `p = *v`, stores
+    /// the word at `p + next_offset` to `*v` and returns `p`.
+    ///
+    /// `next` is read inside the section, so a list whose nodes are pushed with [`Vcpu::compare_store`] has no ABA.
+    ///
+    /// # Errors
+    /// How the sequence ended if nothing was taken; [`Outcome::Differs`] means that `*v` was `unless` (an empty list).
+    ///
+    /// # Safety
+    /// As for [`Vcpu::compare_store`]; every value that `*v` can take, other than `unless`, is an address whose word at
+    /// `next_offset` can be read for as long as any thread may be inside such a sequence.
+    #[inline]
+    pub unsafe fn load_store(
+        self,
+        id: u32,
+        v: *mut usize,
+        unless: usize,
+        next_offset: usize,
+    ) -> Result<usize, Outcome> {
+        // SAFETY: the contract of this function; ZERO is a valid word that always holds 0.
+        unsafe { self.compare_load_store(id, v, unless, next_offset, ZERO.as_ptr(), 0) }
+    }
+
+    /// [`Vcpu::load_store`] that also demands that `*v2` is `expect2`; a difference there is reported as
+    /// [`Outcome::Differs`] too.
+    ///
+    /// # Errors
+    /// As for [`Vcpu::load_store`].
+    ///
+    /// # Safety
+    /// As for [`Vcpu::load_store`]; `v2` is a valid, aligned word that may be changed by anybody.
+    #[inline]
+    pub unsafe fn compare_load_store(
+        self,
+        id: u32,
+        v: *mut usize,
+        unless: usize,
+        next_offset: usize,
+        v2: *const usize,
+        expect2: usize,
+    ) -> Result<usize, Outcome> {
+        let mut taken = 0;
+        let outcome = bounded(|| {
+            // SAFETY: the contract of this function is that of the sequence.
+            let (attempt, p) = unsafe {
+                imp::compare_load_store(self.own_delta, self.id_offset, id, v, unless, next_offset, v2, expect2)
+            };
+            taken = p;
+            attempt
+        });
+        if outcome.committed() { Ok(taken) } else { Err(outcome) }
+    }
+}
+
+/// Pointer stacks, one header for each vCPU and displacement, at `base + (id << SHIFT) + displacement`.
+///
+/// A stack is an array of pointers below and above which two sentinels stand: the slot under the first holds 0, the
+/// slot after the last holds [`FULL`]. The header holds the address of the topmost filled slot (`top`). An array whose
+/// sentinels touch is both empty and full: a header that points at such a dummy sends both operations away, which is how
+/// an unused or drained header looks.
+///
+/// ```text
+///   pop:   t = *header;  r = *t;  r == 0: empty;              *header = t - 1   (commit)
+///   push:  t = *header;  t[1] == FULL: full;  *t == p: twice; t[1] = p; *header = t + 1   (commit)
+/// ```
+///
+/// Both form the header's address in a register and use it plainly for the load and for the commit: processors
+/// forward a store to the next load without a penalty only then.
+///
+/// The fields are read by the assembly, so their order is fixed. `limit` is the number of ids whose headers are
+/// initialised: an id at or beyond it, or any id while it is 0, sends the operation away before the data is
+/// touched. Before [`Stacks::open`] the area is this crate's own thread-local block, whose ids are all ones, so a table
+/// in a `static` may be used before any set-up.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Stacks<const SHIFT: u32> {
+    own_delta: AtomicIsize,
+    id_offset: AtomicUsize,
+    limit: AtomicUsize,
+    base: AtomicPtr<u8>,
+}
+
+/// The sentinel after the last slot of a stack. No object has this address.
+pub const FULL: usize = 1;
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(Stacks<12>, own_delta) == 0);
+    assert!(offset_of!(Stacks<12>, id_offset) == 8);
+    assert!(offset_of!(Stacks<12>, limit) == 16);
+    assert!(offset_of!(Stacks<12>, base) == 24);
+};
+
+impl<const SHIFT: u32> Default for Stacks<SHIFT> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const SHIFT: u32> Stacks<SHIFT> {
+    /// A closed table: every operation is sent away.
+    pub const fn new() -> Self {
+        Self {
+            own_delta: AtomicIsize::new(0),
+            id_offset: AtomicUsize::new(24),
+            limit: AtomicUsize::new(0),
+            base: AtomicPtr::new(core::ptr::null_mut()),
+        }
+    }
+
+    /// Says where the ids come from and where the headers are, once, before the limit is first raised.
+    pub fn open(&self, vcpu: Vcpu, base: *mut u8) {
+        self.base.store(base, Ordering::Relaxed);
+        self.id_offset.store(vcpu.id_offset, Ordering::Relaxed);
+        // A thread that sees the new delta with the old limit of 0 is sent away. The limit is raised with Release
+        // order, which on a processor that reorders loads is not enough for plain loads inside a section; whoever
+        // raises it runs a membarrier between initialising the headers and raising the limit.
+        self.own_delta.store(vcpu.own_delta, Ordering::Release);
+    }
+
+    /// Where the ids come from, as given to [`Stacks::open`].
+    #[inline]
+    pub fn vcpu(&self) -> Vcpu {
+        Vcpu { own_delta: self.own_delta.load(Ordering::Acquire), id_offset: self.id_offset.load(Ordering::Relaxed) }
+    }
+
+    /// The number of ids served.
+    #[inline]
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Serves ids below `limit` from now on.
+    ///
+    /// # Safety
+    /// Every header of every id below `limit` holds the address of a slot of a stack, at `base` as given to
+    /// [`Stacks::open`], visible to all threads (a membarrier lies between their initialisation and this call).
+    pub unsafe fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Release);
+    }
+
+    /// Takes the topmost pointer of the current vCPU's stack at `displacement`, in one attempt. 0 means: closed, empty or
+    /// aborted; [`Stacks::retry_pop`] tells them apart.
+    ///
+    /// # Safety
+    /// `displacement` is that of a header. The stacks that headers point at stay mapped for ever; their slots are
+    /// written only by these operations or by whoever owns the stack exclusively.
+    #[inline(always)]
+    pub unsafe fn pop(&self, displacement: usize) -> usize {
+        // SAFETY: the contract of this function is that of the sequence.
+        unsafe { imp::pop::<SHIFT>(core::ptr::from_ref(self).cast(), displacement) }
+    }
+
+    /// Puts `p` on the current vCPU's stack at `displacement`, in one attempt. False means: closed, full, `p` is already
+    /// the topmost pointer, or aborted; [`Stacks::retry_push`] tells them apart.
+    ///
+    /// # Safety
+    /// As for [`Stacks::pop`]; `p` is neither 0 nor [`FULL`].
+    #[inline(always)]
+    pub unsafe fn push(&self, displacement: usize, p: usize) -> bool {
+        // SAFETY: the contract of this function is that of the sequence.
+        unsafe { imp::push::<SHIFT>(core::ptr::from_ref(self).cast(), displacement, p) }
+    }
+
+    /// [`Stacks::pop`], again after each abort up to [`MAX_ABORTS`].
+    ///
+    /// # Errors
+    /// [`Outcome::Differs`]: closed or empty, [`Outcome::GaveUp`]: aborted too often.
+    ///
+    /// # Safety
+    /// As for [`Stacks::pop`].
+    pub unsafe fn retry_pop(&self, displacement: usize) -> Result<usize, Outcome> {
+        for _ in 0..MAX_ABORTS {
+            let before = aborts();
+            // SAFETY: the contract of this function.
+            let p = unsafe { self.pop(displacement) };
+            if p != 0 {
+                return Ok(p);
+            }
+            // Another thread's abort counts as ours here; that costs one more attempt, no more.
+            if aborts() == before {
+                return Err(Outcome::Differs);
+            }
+        }
+        Err(Outcome::GaveUp)
+    }
+
+    /// [`Stacks::push`], again after each abort up to [`MAX_ABORTS`].
+    ///
+    /// # Errors
+    /// [`Outcome::Differs`]: closed, full, or `p` is the topmost pointer; [`Outcome::GaveUp`]: aborted too often.
+    ///
+    /// # Safety
+    /// As for [`Stacks::push`].
+    pub unsafe fn retry_push(&self, displacement: usize, p: usize) -> Result<(), Outcome> {
+        for _ in 0..MAX_ABORTS {
+            let before = aborts();
+            // SAFETY: the contract of this function.
+            if unsafe { self.push(displacement, p) } {
+                return Ok(());
+            }
+            if aborts() == before {
+                return Err(Outcome::Differs);
+            }
+        }
+        Err(Outcome::GaveUp)
+    }
+}
+
+impl Vcpu {
+    /// Replaces the stack of a header: if the thread runs on vCPU `id`, `*header` is still `expect` and `*seal` is 0,
+    /// stores `new`. Afterwards the old stack belongs to the caller alone.
+    ///
+    /// Why exclusively: another thread that read the old top inside a section on this vCPU was switched out since, by
+    /// which the kernel aborts it before another instruction of the section runs; the same holds for a section of this
+    /// thread that a signal handler with this call interrupted. So nobody can still commit to the old stack. A slot
+    /// that such a section had already filled above the top (`t[1] = p`) is ordered before this by the switch, and lies
+    /// above the top, where nobody looks.
+    ///
+    /// # Safety
+    /// `header` belongs to vCPU `id` of a [`Stacks`] table with the same kind of index; `new` is the top of a stack that the
+    /// caller owns exclusively; `seal` is a valid word.
+    #[inline]
+    pub unsafe fn replace(self, id: u32, header: *mut usize, expect: usize, seal: *const usize, new: usize) -> Outcome {
+        #[cfg(rseq_fault = "replace_blind")]
+        // SAFETY: the header is a valid word.
+        let expect = {
+            let _ = expect;
+            unsafe { header.read_volatile() }
+        };
+        // SAFETY: the contract of this function.
+        unsafe { self.compare_compare_store(id, header, expect, seal, 0, new) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! The sequences without assembly, twice.
+//!
+//! [`pop_plain`] and [`push_plain`] are the stack operations for a header that the caller guards by other means: a
+//! lock, or exclusive ownership. A fallback that takes a lock for each shard is built on them.
+//!
+//! The other functions have the signatures of the assembly files and stand in for them on other architectures, under
+//! Miri and in tests: one vCPU with the id 0 for the whole process, whose sections a spin lock keeps apart. That is what
+//! rseq promises (sections of one vCPU never interleave), only slower, so everything built on sequences behaves the
+//! same; no section is ever aborted.
+
+use super::{Attempt, FULL};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Pops from the stack whose top is in `header`; 0 if it is empty.
+///
+/// # Safety
+/// Nobody else uses the header or its stack during the call; both are valid as described at [`super::Stacks`].
+#[inline]
+pub unsafe fn pop_plain(header: *mut usize) -> usize {
+    // SAFETY: the header holds the address of a slot.
+    let top = unsafe { header.read() };
+    // SAFETY: as above.
+    let p = unsafe { core::ptr::with_exposed_provenance::<usize>(top).read() };
+    if p != 0 {
+        // SAFETY: a slot that does not hold 0 has another below it.
+        unsafe { header.write(top - size_of::<usize>()) };
+    }
+    p
+}
+
+/// Pushes `p` on the stack whose top is in `header`; false if it is full or `p` is the topmost pointer.
+///
+/// # Safety
+/// As for [`pop_plain`].
+#[inline]
+pub unsafe fn push_plain(header: *mut usize, p: usize) -> bool {
+    // SAFETY: the header holds the address of a slot.
+    let top = unsafe { header.read() };
+    let slot = core::ptr::with_exposed_provenance_mut::<usize>(top);
+    // SAFETY: every slot that is not the upper sentinel has another above it.
+    let above = unsafe { slot.add(1) };
+    // SAFETY: as above.
+    if unsafe { above.read() == FULL || slot.read() == p } {
+        return false;
+    }
+    // SAFETY: the slot above the top is free, for it does not hold the sentinel.
+    unsafe { above.write(p) };
+    // SAFETY: the header is the caller's.
+    unsafe { header.write(above.expose_provenance()) };
+    true
+}
+
+/// Keeps the sections of the one vCPU apart.
+static SECTION: AtomicBool = AtomicBool::new(false);
+
+/// Runs `section` while no other section runs.
+fn exclusively<R>(section: impl FnOnce() -> R) -> R {
+    while SECTION.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        core::hint::spin_loop();
+    }
+    let result = section();
+    SECTION.store(false, Ordering::Release);
+    result
+}
+
+/// The header at displacement `x` for vCPU 0 of the table at `g`, if it is served.
+///
+/// # Safety
+/// `g` is a [`super::Stacks`].
+unsafe fn header(g: *const usize, x: usize) -> Option<*mut usize> {
+    // SAFETY: the table has four words, of which the third is the limit and the fourth the base.
+    let (limit, base) = unsafe { (&*g.add(2).cast::<AtomicUsize>(), &*g.add(3).cast::<AtomicUsize>()) };
+    (limit.load(Ordering::Acquire) > 0)
+        .then(|| core::ptr::with_exposed_provenance_mut(base.load(Ordering::Relaxed) + x))
+}
+
+/// See [`super::Stacks::pop`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+pub unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> usize {
+    // SAFETY: by contract; the lock guards the header.
+    exclusively(|| unsafe { header(g, x).map_or(0, |h| pop_plain(h)) })
+}
+
+/// See [`super::Stacks::push`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+pub unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
+    // SAFETY: by contract; the lock guards the header.
+    exclusively(|| unsafe { header(g, x).is_some_and(|h| push_plain(h, p)) })
+}
+
+/// The one id there is.
+pub fn read_id(_own_delta: isize, _id_offset: usize) -> u32 {
+    0
+}
+
+/// A word that sections read and write; atomic, because a drainer may exchange it meanwhile.
+///
+/// # Safety
+/// `v` is a valid, aligned word.
+unsafe fn word<'a>(v: *const usize) -> &'a AtomicUsize {
+    // SAFETY: by contract.
+    unsafe { &*v.cast::<AtomicUsize>() }
+}
+
+/// See [`super::Vcpu::compare_compare_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the signature of the assembly files")]
+pub unsafe fn compare_compare_store(
+    _own_delta: isize,
+    _id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    expect: usize,
+    v2: *const usize,
+    expect2: usize,
+    new: usize,
+) -> Attempt {
+    if id != 0 {
+        return Attempt::Moved;
+    }
+    // SAFETY: by contract.
+    let (v, v2) = unsafe { (word(v), word(v2)) };
+    exclusively(|| {
+        if v2.load(Ordering::Acquire) != expect2 || v.load(Ordering::Acquire) != expect {
+            return Attempt::Differs;
+        }
+        v.store(new, Ordering::Release);
+        Attempt::Committed
+    })
+}
+
+/// See [`super::Vcpu::add`].
+///
+/// # Safety
+/// Its contract holds.
+pub unsafe fn add(_own_delta: isize, _id_offset: usize, id: u32, v: *mut usize, n: usize) -> Attempt {
+    if id != 0 {
+        return Attempt::Moved;
+    }
+    // SAFETY: by contract.
+    let v = unsafe { word(v) };
+    exclusively(|| v.store(v.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed));
+    Attempt::Committed
+}
+
+/// See [`super::Vcpu::compare_load_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the signature of the assembly files")]
+pub unsafe fn compare_load_store(
+    _own_delta: isize,
+    _id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    unless: usize,
+    next_offset: usize,
+    v2: *const usize,
+    expect2: usize,
+) -> (Attempt, usize) {
+    if id != 0 {
+        return (Attempt::Moved, 0);
+    }
+    // SAFETY: by contract.
+    let (v, v2) = unsafe { (word(v), word(v2)) };
+    exclusively(|| {
+        let p = v.load(Ordering::Acquire);
+        if v2.load(Ordering::Acquire) != expect2 || p == unless {
+            return (Attempt::Differs, p);
+        }
+        // SAFETY: by contract the word at `p + next_offset` can be read.
+        let next = unsafe { word(core::ptr::with_exposed_provenance(p + next_offset)) }.load(Ordering::Acquire);
+        v.store(next, Ordering::Release);
+        (Attempt::Committed, p)
+    })
+}

@@ -1,0 +1,356 @@
+//! Commit sequences for x86-64.
+//!
+//! Every block is numbered alike: 2 is the start, 3 the end of the section, 4 the abort handler, 9 the descriptor. The
+//! labels are numeric because the compiler may copy a block that it inlines; each copy has its own descriptor, handler
+//! and section. Handlers stand in a section of their own with the signature in front, encoded as the displacement of a
+//! `ud1`, so that a disassembler stays in step. The descriptors hold addresses that a position-independent object
+//! relocates at load time, hence the writable section.
+//!
+//! Operands: all inputs are in registers that the section leaves alone, so they survive an abort. What it writes is
+//! declared `out`, never `lateout`, so that the compiler does not share those registers with inputs.
+
+use super::{ABORTS, Attempt};
+use core::arch::asm;
+
+/// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t` is
+/// scratch. `delta` is the operand that holds the distance from the own block to the area in use.
+macro_rules! enter {
+    ($delta:literal) => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\"\n",
+            ".balign 32\n",
+            "9:\n",
+            ".long 0, 0\n",
+            ".quad 2f, 3f - 2f, 4f\n",
+            ".popsection\n",
+            "mov {off}, qword ptr [rip + __rseq_sys_block_0@gottpoff]\n",
+            "add {off}, ",
+            $delta,
+            "\n",
+            "lea {t}, [rip + 9b]\n",
+            arm!(),
+            start!(),
+        )
+    };
+}
+
+/// The store that arms the section.
+#[cfg(not(rseq_fault = "no_descriptor"))]
+macro_rules! arm {
+    () => {
+        "mov qword ptr fs:[{off} + 8], {t}\n"
+    };
+}
+#[cfg(rseq_fault = "no_descriptor")]
+macro_rules! arm {
+    () => {
+        ""
+    };
+}
+
+/// The start of the section, right after the arming store.
+#[cfg(not(rseq_fault = "start_late"))]
+macro_rules! start {
+    () => {
+        "2:\n"
+    };
+}
+/// With the fault: not there …
+#[cfg(rseq_fault = "start_late")]
+macro_rules! start {
+    () => {
+        ""
+    };
+}
+/// … but where the id and the header's content have already been read.
+#[cfg(not(rseq_fault = "start_late"))]
+macro_rules! late_start {
+    () => {
+        ""
+    };
+}
+#[cfg(rseq_fault = "start_late")]
+macro_rules! late_start {
+    () => {
+        "2:\n"
+    };
+}
+
+/// The abort handler: signature, count, then `$after`.
+macro_rules! on_abort {
+    ($after:literal $(, $more:literal)*) => {
+        concat!(
+            ".pushsection __rseq_abort, \"ax\"\n",
+            ".byte 0x0f, 0xb9, 0x3d\n",
+            ".long 0x53053053\n",
+            "4:\n",
+            "lock inc qword ptr [rip + {aborts}]\n",
+            $after, "\n",
+            $($more, "\n",)*
+            ".popsection\n",
+        )
+    };
+}
+
+/// Header address in `id`, its content in `t`: shared by the two stack operations. Ends the section through `$away`
+/// where the id is not served.
+macro_rules! header {
+    ($away:literal) => {
+        concat!(
+            "mov {t}, qword ptr [{g} + 8]\n",
+            "mov {id:e}, dword ptr fs:[{off} + {t}]\n",
+            "cmp {id}, qword ptr [{g} + 16]\n",
+            "jae ",
+            $away,
+            "\n",
+            "shl {id}, {shift}\n",
+            "add {id}, qword ptr [{g} + 24]\n",
+            "add {id}, {x}\n",
+            "mov {t}, qword ptr [{id}]\n",
+            late_start!(),
+        )
+    };
+}
+
+/// The last check of a pop, before its commit.
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! unless_empty {
+    () => {
+        "test {r}, {r}\njz 3f\n"
+    };
+}
+/// With the fault the commit comes first, and only the caller tests what came back.
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! unless_empty {
+    () => {
+        ""
+    };
+}
+
+/// See [`super::Stacks::pop`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline(always)]
+pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> usize {
+    let r: usize;
+    // SAFETY: the section reads the thread's area (in static TLS), the table, one header and one slot, all valid by
+    // contract, and commits with one store to the header.
+    unsafe {
+        asm!(
+            enter!("qword ptr [{g}]"),
+            header!("5f"),
+            "mov {r}, qword ptr [{t}]",
+            unless_empty!(),
+            "sub {t}, 8",
+            "mov qword ptr [{id}], {t}", // commit
+            "3:",
+            on_abort!("5:", "xor {r:e}, {r:e}", "jmp 3b"),
+            g = in(reg) g,
+            x = in(reg) x,
+            off = out(reg) _,
+            t = out(reg) _,
+            id = out(reg) _,
+            r = out(reg) r,
+            shift = const SHIFT,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    r
+}
+
+/// See [`super::Stacks::push`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline(always)]
+pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
+    // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
+    unsafe {
+        asm!(
+            enter!("qword ptr [{g}]"),
+            header!("{away}"),
+            "cmp qword ptr [{t} + 8], 1",
+            "je {away}",
+            "cmp qword ptr [{t}], {p}",
+            "je {away}",
+            "mov qword ptr [{t} + 8], {p}",
+            "add {t}, 8",
+            "mov qword ptr [{id}], {t}", // commit
+            "3:",
+            on_abort!("jmp {away}"),
+            g = in(reg) g,
+            x = in(reg) x,
+            p = in(reg) p,
+            off = out(reg) _,
+            t = out(reg) _,
+            id = out(reg) _,
+            shift = const SHIFT,
+            aborts = sym ABORTS,
+            away = label { return false },
+            options(nostack)
+        );
+    }
+    true
+}
+
+/// The id of the area at `own_delta`.
+#[inline]
+pub(super) fn read_id(own_delta: isize, id_offset: usize) -> u32 {
+    let id: u32;
+    // SAFETY: reads a field of the thread's area, which is in static TLS.
+    unsafe {
+        asm!(
+            "mov {off}, qword ptr [rip + __rseq_sys_block_0@gottpoff]",
+            "add {off}, {delta}",
+            "mov {id:e}, dword ptr fs:[{off} + {field}]",
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            off = out(reg) _,
+            id = out(reg) id,
+            options(nostack, readonly)
+        );
+    }
+    id
+}
+
+/// The end of a sequence that reports a status: 0 after the commit, 1, 2 and 3 from the stubs beside the handler.
+macro_rules! leave {
+    () => {
+        concat!(
+            "3:\n",
+            "xor {t:e}, {t:e}\n",
+            "8:\n",
+            on_abort!("mov {t:e}, 3", "jmp 8b", "7:", "mov {t:e}, 2", "jmp 8b", "6:", "mov {t:e}, 1", "jmp 8b"),
+        )
+    };
+}
+
+/// Is this the vCPU that was asked for?
+macro_rules! same_vcpu {
+    () => {
+        concat!("cmp dword ptr fs:[{off} + {field}], {id:e}\n", "jne 7f\n", late_start!())
+    };
+}
+
+/// See [`super::Vcpu::compare_compare_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn compare_compare_store(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    expect: usize,
+    v2: *const usize,
+    expect2: usize,
+    new: usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area and two words, writes one, all valid by contract.
+    unsafe {
+        asm!(
+            enter!("{delta}"),
+            same_vcpu!(),
+            "cmp qword ptr [{v2}], {expect2}",
+            "jne 6f",
+            "cmp qword ptr [{v}], {expect}",
+            "jne 6f",
+            "mov qword ptr [{v}], {new}", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            expect = in(reg) expect,
+            v2 = in(reg) v2,
+            expect2 = in(reg) expect2,
+            new = in(reg) new,
+            off = out(reg) _,
+            t = out(reg) status,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::add`].
+///
+/// # Safety
+/// Its contract holds.
+#[inline]
+pub(super) unsafe fn add(own_delta: isize, id_offset: usize, id: u32, v: *mut usize, n: usize) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area, reads and writes one word, valid by contract.
+    unsafe {
+        asm!(
+            enter!("{delta}"),
+            same_vcpu!(),
+            "add qword ptr [{v}], {n}", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            n = in(reg) n,
+            off = out(reg) _,
+            t = out(reg) status,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::compare_load_store`].
+///
+/// # Safety
+/// Its contract holds.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn compare_load_store(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    unless: usize,
+    next_offset: usize,
+    v2: *const usize,
+    expect2: usize,
+) -> (Attempt, usize) {
+    let (status, p): (usize, usize);
+    // SAFETY: reads the area, two words and the word at `p + next_offset`, writes one, all valid by contract.
+    unsafe {
+        asm!(
+            enter!("{delta}"),
+            same_vcpu!(),
+            "cmp qword ptr [{v2}], {expect2}",
+            "jne 6f",
+            "mov {p}, qword ptr [{v}]",
+            "cmp {p}, {unless}",
+            "je 6f",
+            "mov {t}, qword ptr [{p} + {next}]",
+            "mov qword ptr [{v}], {t}", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            unless = in(reg) unless,
+            next = in(reg) next_offset,
+            v2 = in(reg) v2,
+            expect2 = in(reg) expect2,
+            off = out(reg) _,
+            t = out(reg) status,
+            p = out(reg) p,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    (Attempt::from_status(status), p)
+}

@@ -1,0 +1,32 @@
+//! CPUs: which are allowed, how many ids there can be, and moving the calling thread to one.
+
+use std::mem::{size_of, zeroed};
+
+/// The CPUs that this process may use.
+pub(crate) fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: a plain bit set, written by the call.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set), 0);
+        set
+    };
+    // SAFETY: the numbers are below the size of the set.
+    (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+}
+
+/// An upper bound for `cpu_id` and `mm_cid`, plus one.
+pub(crate) fn ids() -> usize {
+    // SAFETY: a question.
+    let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+    usize::try_from(configured).expect("a number of CPUs").max(1 + allowed_cpus().last().copied().unwrap_or(0))
+}
+
+/// Moves the calling thread to one CPU.
+pub(crate) fn pin(cpu: usize) {
+    // SAFETY: a plain bit set that outlives the call.
+    unsafe {
+        let mut set: libc::cpu_set_t = zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set), 0);
+    }
+}

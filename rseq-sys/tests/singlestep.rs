@@ -1,0 +1,105 @@
+//! Promise: a program that is single-stepped makes progress. Each step aborts the section it is in, so every sequence
+//! gives up after a bounded number of attempts and the program goes on by its slow path.
+//!
+//! The program is this binary once more, from its first instruction in the loader to its exit, with libc's registration
+//! and with one of our own. It does its work before `main`, since the test harness would bring thousands of steps and
+//! threads that have nothing to do with it.
+
+#[path = "common/child.rs"]
+mod child;
+
+use rseq_sys::sequence::{MAX_ABORTS, Outcome, Vcpu, aborts};
+use rseq_sys::{ensure_thread, mode};
+use std::os::unix::process::CommandExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+const ROUNDS: usize = 20;
+
+#[test]
+fn with_the_registration_of_libc() {
+    step_through(false);
+}
+
+#[test]
+fn with_a_registration_of_our_own() {
+    step_through(true);
+}
+
+#[used]
+// SAFETY: the loader calls the functions in this section one after the other, before main.
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = before_main;
+
+extern "C" fn before_main() {
+    if child::is_child() {
+        program();
+        std::process::exit(0);
+    }
+}
+
+/// What is stepped through: counts up, by sequences as long as they can be had.
+fn program() {
+    let mode = match mode() {
+        Ok(mode) => mode,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
+    ensure_thread().expect("the first thread can be registered");
+    let vcpu = Vcpu::new(&mode, mode.default_index());
+    let (word, before) = (AtomicUsize::new(0), aborts());
+    let (mut committed, mut slow) = (0, 0);
+    while committed + slow < ROUNDS {
+        // SAFETY: a valid word that nobody else changes.
+        match unsafe { vcpu.add(vcpu.id(), word.as_ptr(), 1) } {
+            Outcome::Committed => committed += 1,
+            Outcome::Moved => {}
+            Outcome::GaveUp => {
+                word.fetch_add(1, Ordering::Relaxed);
+                slow += 1;
+            }
+            Outcome::Differs => unreachable!("add compares nothing"),
+        }
+    }
+    assert_eq!(word.load(Ordering::Relaxed), ROUNDS);
+    let aborted = aborts() - before;
+    println!("{mode}: {committed} committed, {slow} gave up, {aborted} aborts");
+    assert_eq!(slow, ROUNDS, "a sequence that is stepped through cannot commit");
+    assert_eq!(aborted, ROUNDS as u64 * u64::from(MAX_ABORTS));
+}
+
+fn step_through(own: bool) {
+    let mut command = child::command("", own);
+    // SAFETY: ptrace is a plain system call.
+    let traced = unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    let started = match traced.spawn() {
+        Ok(child) => child,
+        // Where tracing is forbidden (containers, Yama) nobody single-steps either.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return println!("skipped: {error}"),
+        Err(error) => panic!("{error}"),
+    };
+    let (pid, start) = (started.id() as libc::pid_t, Instant::now());
+    let (mut steps, mut status) = (0u64, 0);
+    loop {
+        // SAFETY: waits for our own child.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        if !libc::WIFSTOPPED(status) {
+            break;
+        }
+        let signal = match libc::WSTOPSIG(status) {
+            libc::SIGTRAP => 0,
+            signal => signal,
+        };
+        // SAFETY: steps our own child, which is stopped.
+        let stepped = unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, pid, 0, signal) };
+        assert_eq!(stepped, 0, "{}", std::io::Error::last_os_error());
+        steps += 1;
+    }
+    println!("{steps} steps in {:.1} s", start.elapsed().as_secs_f64());
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "wait status {status:#x}");
+    assert!(steps > 10_000, "a whole program has more instructions than that");
+}
