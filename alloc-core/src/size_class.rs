@@ -256,7 +256,7 @@ mod tests {
                 let class = &CLASS[class_of_bin(bin)];
                 assert_eq!(class.size as usize % align, 0, "{size} {align}");
                 assert!(class.align_pages as usize * PAGE >= align.min(PAGE), "{size} {align}");
-                assert!(align <= PAGE || class.align_pages as usize * PAGE % align == 0, "{size} {align}");
+                assert!(align <= PAGE || (class.align_pages as usize * PAGE).is_multiple_of(align), "{size} {align}");
             }
         }
     }

@@ -215,8 +215,7 @@ mod tests {
 
     #[test]
     fn takes_every_block_once_in_address_order() {
-        for class in 1..CLASS.len() {
-            let of = &CLASS[class];
+        for (class, of) in CLASS.iter().enumerate().skip(1) {
             let mut s = span(class);
             let taken: std::vec::Vec<usize> = core::iter::from_fn(|| s.take(of)).collect();
             assert_eq!(taken.len(), usize::from(of.blocks));

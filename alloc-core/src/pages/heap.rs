@@ -317,20 +317,19 @@ impl State {
         let page = self.candidate()?;
         let os_pages = self.os_pages();
         // SAFETY: members of lists are live, and the lock is held.
-        unsafe {
-            self.unlink(page);
-            let page = &mut *page;
-            page.detached = true;
-            let limit = if page.is_free() {
-                PAGES
-            } else {
-                pages.next_multiple_of(os_pages)
-            };
-            let bits = page.releasable(os_pages).first_few(limit, calls);
-            // Transit changes no totals: the pages are resident until they are not.
-            page.begin_transit(bits);
-            Some((page, bits))
-        }
+        unsafe { self.unlink(page) };
+        // SAFETY: as above. The reference ends here; the pointer that is returned is the lists' own.
+        let fields = unsafe { &mut *page };
+        fields.detached = true;
+        let limit = if fields.is_free() {
+            PAGES
+        } else {
+            pages.next_multiple_of(os_pages)
+        };
+        let bits = fields.releasable(os_pages).first_few(limit, calls);
+        // Transit changes no totals: the pages are resident until they are not.
+        fields.begin_transit(bits);
+        Some((page, bits))
     }
 
     /// Ends a release, of whose pages the kernel took `done`.
@@ -402,8 +401,7 @@ impl State {
             } else {
                 self.free_returned.push_first(page);
             }
-            if let Some(list) = dirty {
-                let list = &mut self.dirty[list];
+            if let Some(list) = dirty.and_then(|list| self.dirty.get_mut(list)) {
                 if young {
                     list.push_first(page);
                 } else {
@@ -430,8 +428,8 @@ impl State {
             } else {
                 self.free_returned.remove(page);
             }
-            if let Some(list) = dirty {
-                self.dirty[list].remove(page);
+            if let Some(list) = dirty.and_then(|list| self.dirty.get_mut(list)) {
+                list.remove(page);
             }
         }
     }
@@ -441,7 +439,7 @@ impl State {
         let (free, resident) = (page.is_free(), page.has_resident());
         let list = if free { BANDS } else { page.band() };
         let dirty = resident && !page.releasable(self.os_pages()).is_empty();
-        (dirty.then_some(list.min(BANDS)), free, resident)
+        (dirty.then_some(list), free, resident)
     }
 
     /// Gives the heap small regions and another size of OS page, before its first use.

@@ -55,12 +55,12 @@ struct PageCounts {
 
 /// A place where an allocation could go.
 #[derive(Clone, Copy)]
-struct Fit {
+struct Place {
     /// Length of the free range around it.
     len: usize,
     /// Returned pages among those that would be used.
     returned: usize,
-    place: usize,
+    start: usize,
 }
 
 impl HugePage {
@@ -117,28 +117,29 @@ impl HugePage {
         self.counts.resident > 0
     }
 
-    /// The first page of the shortest free range that has room for `pages` pages at a multiple of `align`. Among equal
+    /// The first page of the shortest free range that has room for `pages` pages at a multiple of `align` (a power of
+    /// two). Among equal
     /// ones, the one with the fewest returned pages in that place, then the lowest.
     pub(super) fn best_fit(&self, pages: usize, align: usize) -> Option<usize> {
-        let mut best: Option<Fit> = None;
+        let mut best: Option<Place> = None;
         for Range { start, len } in (!self.used).ranges() {
-            let place = start.next_multiple_of(align);
-            if place + pages > start + len || best.is_some_and(|best| best.len < len) {
+            let aligned = (start + align - 1) & !(align - 1);
+            if aligned + pages > start + len || best.is_some_and(|best| best.len < len) {
                 continue;
             }
             let returned = match self.counts.returned {
                 0 => 0,
-                _ => (self.returned & Bits::range(place, pages)).count(),
+                _ => (self.returned & Bits::range(aligned, pages)).count(),
             };
             if best.is_none_or(|best| (len, returned) < (best.len, best.returned)) {
-                best = Some(Fit {
+                best = Some(Place {
                     len,
                     returned,
-                    place,
+                    start: aligned,
                 });
             }
         }
-        best.map(|best| best.place)
+        best.map(|best| best.start)
     }
 
     /// Whether a range is free.

@@ -7,6 +7,7 @@
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
 use super::magazine::Owned;
+use super::protocol::Place;
 use super::{Access, Miss, Shard, magazine};
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
@@ -134,15 +135,18 @@ impl Locked {
 
     /// Takes all magazines out.
     pub(super) fn drain(&self, list: &mut magazine::List) {
-        for top in &self.shard.tops {
+        for top in self.shard.headers() {
             let old = top.swap(magazine::dummy_top(), Ordering::Relaxed);
             if old != magazine::dummy_top() {
                 // SAFETY: the lock gives us the header, and so the magazine.
                 list.push(unsafe { Owned::from_top(old) });
             }
         }
-        // SAFETY: the lock gives us the lists.
-        unsafe { self.shard.take_lists(list) };
+        for head in self.shard.lists() {
+            // SAFETY: the lock gives us the lists.
+            unsafe { list.append_chain(head.swap(0, Ordering::Relaxed)) };
+        }
+        self.shard.cached.store(0, Ordering::Relaxed);
     }
 }
 

@@ -3,8 +3,8 @@
 //! A shard is one 4 KiB page: per bin the top of the loaded magazine, per class a short list of filled magazines, one
 //! list of empty ones. What may touch it is decided once for its life:
 //!
-//! * A vCPU's shard changes only by commits of sequences that run on that vCPU ([`vcpu`]), or by the sealed protocol of
-//!   [`drain`].
+//! * A vCPU's shard changes only by commits of sequences that run on that vCPU ([`vcpu`]), or by the sealed
+//!   [`protocol`].
 //! * An arena's shard changes only under its lock ([`arena`]).
 //!
 //! The slow paths here are the same for both, written over [`Access`]. They follow one rule: a magazine is owned by exactly
@@ -20,6 +20,7 @@ pub(crate) mod arena;
 pub(crate) mod drain;
 pub(crate) mod gate;
 pub(crate) mod magazine;
+mod protocol;
 pub(crate) mod vcpu;
 
 use crate::size_class::{BINS, CLASSES, class, class_of_bin};

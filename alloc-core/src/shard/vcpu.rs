@@ -5,6 +5,7 @@
 //! whatever vCPU they run on, as the fast path does.
 
 use super::magazine::{LINK, List, Owned, dummy_top};
+use super::protocol::Place;
 use super::{Access, Miss, Shard, displacement, gate};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
@@ -104,7 +105,7 @@ impl Access for OnVcpu {
 /// Only for processes without a fence, see [`super::drain`].
 pub(super) fn drain_own(list: &mut List) {
     let Some(own) = OnVcpu::current() else { return };
-    for top in &own.shard.tops {
+    for top in own.shard.headers() {
         let old = top.load(Ordering::Relaxed);
         // SAFETY: the header belongs to the shard of `id`; the dummy is a stack that nobody writes.
         let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, dummy_top()) };
@@ -113,7 +114,7 @@ pub(super) fn drain_own(list: &mut List) {
             list.push(unsafe { Owned::from_top(old) });
         }
     }
-    for head in own.shard.filled.iter().chain([&own.shard.empty]) {
+    for head in own.shard.lists() {
         while let Ok(magazine) = own.list_pop(head) {
             list.push(magazine);
         }
