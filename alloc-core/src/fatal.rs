@@ -46,15 +46,17 @@ impl Line {
 
     /// Appends a number.
     pub(crate) fn decimal(&mut self, value: usize) -> &mut Self {
-        let mut power = 1;
-        while value / power >= 10 {
-            power *= 10;
+        let mut digits = [0; 20];
+        let mut rest = value;
+        let mut first = digits.len();
+        for (i, digit) in digits.iter_mut().enumerate().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if *digit != b'0' || i == 19 {
+                first = i;
+            }
         }
-        while power > 0 {
-            self.bytes(&[b'0' + (value / power % 10) as u8]);
-            power /= 10;
-        }
-        self
+        self.bytes(digits.get(first..).unwrap_or_default())
     }
 
     /// Writes the line to file descriptor 2, in one call so that lines of several threads do not mix.

@@ -39,8 +39,7 @@ const OWNER_UNITS: usize = PAGES * size_of::<AtomicPtr<u8>>() / UNIT;
 const CLASS_UNITS: usize = PAGES / UNIT;
 const UNIT_WORDS: usize = (OWNER_UNITS + CLASS_UNITS).div_ceil(64);
 
-static ROOT: [AtomicPtr<Leaf>; ROOT_SLOTS] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS];
+static ROOT: [AtomicPtr<Leaf>; ROOT_SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS];
 
 /// A leaf made in advance, so that [`Spare`] usually costs nothing.
 static SPARE: AtomicPtr<Leaf> = AtomicPtr::new(ptr::null_mut());
@@ -158,12 +157,7 @@ impl Spare {
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        let kept = SPARE.compare_exchange(
-            ptr::null_mut(),
-            self.0.as_ptr(),
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
+        let kept = SPARE.compare_exchange(ptr::null_mut(), self.0.as_ptr(), Ordering::AcqRel, Ordering::Relaxed);
         if kept.is_err() {
             // SAFETY: made by `alloc_alone` with this size and never installed.
             unsafe { meta::free_alone(self.0.cast(), size_of::<Leaf>()) };
@@ -185,9 +179,7 @@ impl Leaf {
             return;
         };
         let bit = 1 << (unit % 64);
-        if word.load(Ordering::Relaxed) & bit == 0
-            && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
-        {
+        if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
             meta::account(UNIT);
         }
     }
@@ -234,12 +226,7 @@ enum Installed {
 
 /// Offers a new leaf for a slot. `None`: there is no such slot.
 fn install(slot: usize, new: NonNull<Leaf>) -> Option<Installed> {
-    let winner = ROOT.get(slot)?.compare_exchange(
-        ptr::null_mut(),
-        new.as_ptr(),
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    );
+    let winner = ROOT.get(slot)?.compare_exchange(ptr::null_mut(), new.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
     match winner {
         Ok(_) => {
             meta::account(2 * UNIT);
@@ -295,11 +282,7 @@ mod tests {
         let base = unused_gib();
         assert!(set(base + 3 * PAGE, 5, 17, owner(64)));
         for page in 0..10 {
-            let expected = if (3..8).contains(&page) {
-                (17, owner(64))
-            } else {
-                (NONE, ptr::null_mut())
-            };
+            let expected = if (3..8).contains(&page) { (17, owner(64)) } else { (NONE, ptr::null_mut()) };
             assert_eq!(lookup(base + page * PAGE), expected);
             assert_eq!(lookup(base + page * PAGE + PAGE - 1), expected);
         }
@@ -368,9 +351,7 @@ mod tests {
         spare.set_page(base + PAGE, LARGE, owner(16));
         assert_eq!(lookup(base + PAGE), (LARGE, owner(16)));
         // The leaf exists now, so this one goes back into reserve.
-        Spare::take()
-            .unwrap()
-            .set_page(base + 2 * PAGE, LARGE, owner(24));
+        Spare::take().unwrap().set_page(base + 2 * PAGE, LARGE, owner(24));
         assert_eq!(lookup(base + 2 * PAGE), (LARGE, owner(24)));
         let (one, two) = (Spare::take().unwrap(), Spare::take().unwrap());
         assert_ne!(one.0, two.0);
@@ -381,12 +362,7 @@ mod tests {
         let base = unused_gib();
         assert!(set(base, 1, 1, owner(8)));
         let leaf = leaf(base >> LEAF_SHIFT).unwrap();
-        let touched = || -> u32 {
-            leaf.touched
-                .iter()
-                .map(|word| word.load(Ordering::Relaxed).count_ones())
-                .sum()
-        };
+        let touched = || -> u32 { leaf.touched.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum() };
         assert_eq!(touched(), 2);
         assert!(set(base, 512, 1, owner(8)));
         assert_eq!(touched(), 2);

@@ -27,11 +27,7 @@ const MAX_ALIGN: usize = 4096;
 /// Requests above this get a mapping of their own.
 const LARGEST_SHARED: usize = 128 << 10;
 
-static ARENA: Locked<Arena> = Locked::new(Arena {
-    next: ptr::null_mut(),
-    committed: 0,
-    end: 0,
-});
+static ARENA: Locked<Arena> = Locked::new(Arena { next: ptr::null_mut(), committed: 0, end: 0 });
 
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -48,11 +44,7 @@ unsafe impl Send for Arena {}
 /// `bytes` zero bytes aligned to `align` (a power of two, at most 4096), for ever. `None`: out of memory.
 pub(crate) fn alloc(bytes: usize, align: usize) -> Option<NonNull<u8>> {
     debug_assert!(align.is_power_of_two() && align <= MAX_ALIGN);
-    let piece = if bytes > LARGEST_SHARED {
-        alloc_alone(bytes)?
-    } else {
-        ARENA.lock().alloc(bytes, align)?
-    };
+    let piece = if bytes > LARGEST_SHARED { alloc_alone(bytes)? } else { ARENA.lock().alloc(bytes, align)? };
     account(bytes);
     Some(piece)
 }
@@ -221,9 +213,7 @@ unsafe impl<T: Send> Send for Unused<T> {}
 impl<T: PoolItem> Pool<T> {
     /// An empty pool.
     pub(crate) const fn new() -> Self {
-        Self {
-            unused: Locked::new(Unused(ptr::null_mut())),
-        }
+        Self { unused: Locked::new(Unused(ptr::null_mut())) }
     }
 }
 
@@ -311,9 +301,7 @@ mod tests {
                     let (low, high) = range.split_once('-')?;
                     let low = usize::from_str_radix(low, 16).ok()?;
                     let high = usize::from_str_radix(high, 16).ok()?;
-                    (low..high)
-                        .contains(&addr)
-                        .then(|| std::string::String::from(&rest[..4]))
+                    (low..high).contains(&addr).then(|| std::string::String::from(&rest[..4]))
                 })
                 .unwrap()
         };

@@ -73,15 +73,7 @@ impl Mapping {
 
 impl Cache {
     pub(super) const fn new() -> Self {
-        Self {
-            entries: [Entry {
-                start: ptr::null_mut(),
-                len: 0,
-                since: 0,
-            }; ENTRIES],
-            count: 0,
-            bytes: 0,
-        }
+        Self { entries: [Entry { start: ptr::null_mut(), len: 0, since: 0 }; ENTRIES], count: 0, bytes: 0 }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -99,9 +91,7 @@ impl Cache {
 
     /// Takes out the newest mapping of exactly this length and at least this alignment.
     pub(super) fn take(&mut self, len: usize, align: usize) -> Option<NonNull<u8>> {
-        let fits = |entry: &Entry| {
-            entry.len == len && entry.start.addr().trailing_zeros() >= align.ilog2()
-        };
+        let fits = |entry: &Entry| entry.len == len && entry.start.addr().trailing_zeros() >= align.ilog2();
         let index = self.kept().iter().rposition(fits)?;
         Some(self.remove(index)?.start)
     }
@@ -114,11 +104,7 @@ impl Cache {
         let Some(entry) = self.entries.get_mut(self.count) else {
             return self.pop_oldest();
         };
-        *entry = Entry {
-            start: mapping.start.as_ptr(),
-            len: mapping.len,
-            since: mapping.since,
-        };
+        *entry = Entry { start: mapping.start.as_ptr(), len: mapping.len, since: mapping.since };
         self.count += 1;
         self.bytes += mapping.len;
         None
@@ -139,11 +125,7 @@ impl Cache {
         kept.rotate_left(1);
         self.count -= 1;
         self.bytes -= entry.len;
-        Some(Mapping::new(
-            NonNull::new(entry.start)?,
-            entry.len,
-            entry.since,
-        ))
+        Some(Mapping::new(NonNull::new(entry.start)?, entry.len, entry.since))
     }
 }
 

@@ -160,11 +160,7 @@ impl LargeHeap {
         let block = find(addr).ok_or(NotOurs)?;
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
-        if fields
-            .addr
-            .compare_exchange(addr, 0, Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
+        if fields.addr.compare_exchange(addr, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return Err(NotOurs);
         }
         let len = fields.len.load(Ordering::Relaxed);
@@ -203,12 +199,7 @@ impl LargeHeap {
     /// # Safety
     ///
     /// If a block starts at `ptr`, it is the caller's. `align` is the alignment it was allocated with.
-    unsafe fn resize(
-        &self,
-        ptr: NonNull<u8>,
-        new_size: usize,
-        align: usize,
-    ) -> Option<NonNull<u8>> {
+    unsafe fn resize(&self, ptr: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
         let block = find(ptr.addr().get())?;
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let len = unsafe { block.as_ref() }.len.load(Ordering::Relaxed);
@@ -229,8 +220,7 @@ impl LargeHeap {
                 if movable {
                     self.change(block, ptr, len, new_len)
                 } else {
-                    self.change_in_place(block, ptr, len, new_len)
-                        .then_some(ptr)
+                    self.change_in_place(block, ptr, len, new_len).then_some(ptr)
                 }
             };
             if resized.is_some() || new_len == exact {
@@ -274,13 +264,7 @@ impl LargeHeap {
     /// # Safety
     ///
     /// As for [`change`](Self::change).
-    unsafe fn change_in_place(
-        &self,
-        block: NonNull<Block>,
-        ptr: NonNull<u8>,
-        len: usize,
-        new_len: usize,
-    ) -> bool {
+    unsafe fn change_in_place(&self, block: NonNull<Block>, ptr: NonNull<u8>, len: usize, new_len: usize) -> bool {
         // SAFETY: the caller's mapping.
         let changed = unsafe { mapping::remap_in_place(ptr, len, new_len) };
         if changed {
@@ -291,12 +275,9 @@ impl LargeHeap {
 
     fn resized(&self, block: NonNull<Block>, len: usize, new_len: usize) {
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
-        unsafe { block.as_ref() }
-            .len
-            .store(new_len, Ordering::Relaxed);
+        unsafe { block.as_ref() }.len.store(new_len, Ordering::Relaxed);
         // Both ways around zero: the sum is what counts.
-        self.live_bytes
-            .fetch_add(new_len.wrapping_sub(len), Ordering::Relaxed);
+        self.live_bytes.fetch_add(new_len.wrapping_sub(len), Ordering::Relaxed);
     }
 
     #[inline]
@@ -442,11 +423,7 @@ pub(crate) unsafe fn free(ptr: NonNull<u8>) -> Result<(), NotOurs> {
 ///
 /// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. If another address
 /// comes back, the old one is no longer the caller's.
-pub(crate) unsafe fn resize(
-    ptr: NonNull<u8>,
-    new_size: usize,
-    align: usize,
-) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn resize(ptr: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
     // SAFETY: passed on.
     unsafe { HEAP.resize(ptr, new_size, align) }
 }

@@ -118,9 +118,7 @@ fn the_same_length_comes_back_and_is_not_zero() {
 #[test]
 fn kept_mappings_decay() {
     let heap = LargeHeap::new();
-    let blocks: Vec<_> = (0..6)
-        .map(|_| heap.allocate(8 * MIB, 8).unwrap().0)
-        .collect();
+    let blocks: Vec<_> = (0..6).map(|_| heap.allocate(8 * MIB, 8).unwrap().0).collect();
     for (index, &ptr) in blocks.iter().enumerate() {
         // SAFETY: given up.
         unsafe { heap.free(ptr, 1000 + 100 * index as u64) }.unwrap();
@@ -173,10 +171,7 @@ fn resizing_keeps_contents_and_alignment() {
             assert_eq!(ptr.addr().get() % align, 0);
             assert!(holds(ptr, size.min(new_size), 3));
             assert!(usable_size(ptr.addr().get()).unwrap() >= new_size);
-            assert_eq!(
-                heap.usage().live_bytes,
-                usable_size(ptr.addr().get()).unwrap()
-            );
+            assert_eq!(heap.usage().live_bytes, usable_size(ptr.addr().get()).unwrap());
             fill(ptr, new_size, 3);
             size = new_size;
         }

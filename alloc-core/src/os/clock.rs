@@ -9,10 +9,7 @@ use super::keep_errno;
 ///
 /// Source: [clock_gettime(2)](https://man7.org/linux/man-pages/man2/clock_gettime.2.html).
 pub(crate) fn now_ms() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let failed = keep_errno(|| {
         // SAFETY: `now` is a valid place for the answer.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) }
@@ -21,9 +18,7 @@ pub(crate) fn now_ms() -> u64 {
         return 0;
     }
     // A monotonic clock is never negative.
-    (now.tv_sec as u64)
-        .wrapping_mul(1000)
-        .wrapping_add(now.tv_nsec as u64 / 1_000_000)
+    (now.tv_sec as u64).wrapping_mul(1000).wrapping_add(now.tv_nsec as u64 / 1_000_000)
 }
 
 #[cfg(test)]

@@ -38,9 +38,7 @@ pub(crate) struct Lock {
 impl Lock {
     /// A free lock.
     pub(crate) const fn new() -> Self {
-        Self {
-            word: AtomicU32::new(FREE),
-        }
+        Self { word: AtomicU32::new(FREE) }
     }
 
     /// Takes the lock until the guard goes.
@@ -67,9 +65,7 @@ impl Lock {
 
     #[inline]
     fn try_acquire(&self) -> bool {
-        self.word
-            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     #[cold]
@@ -128,12 +124,7 @@ impl Lock {
         keep_errno(|| {
             // SAFETY: only the address counts; waking a word that nobody waits on does nothing.
             unsafe {
-                libc::syscall(
-                    libc::SYS_futex,
-                    self.word.as_ptr(),
-                    libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                    1,
-                )
+                libc::syscall(libc::SYS_futex, self.word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1)
             }
         });
     }
@@ -166,28 +157,19 @@ unsafe impl<T: Send> Sync for Locked<T> {}
 impl<T> Locked<T> {
     /// A value whose lock is free.
     pub(crate) const fn new(value: T) -> Self {
-        Self {
-            lock: Lock::new(),
-            value: UnsafeCell::new(value),
-        }
+        Self { lock: Lock::new(), value: UnsafeCell::new(value) }
     }
 
     /// Takes the lock and gives access to the value until the guard goes.
     #[inline]
     pub(crate) fn lock(&self) -> LockedGuard<'_, T> {
-        LockedGuard {
-            _held: self.lock.lock(),
-            value: &self.value,
-        }
+        LockedGuard { _held: self.lock.lock(), value: &self.value }
     }
 
     /// As [`lock`](Self::lock), if that needs no waiting.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<LockedGuard<'_, T>> {
-        Some(LockedGuard {
-            _held: self.lock.try_lock()?,
-            value: &self.value,
-        })
+        Some(LockedGuard { _held: self.lock.try_lock()?, value: &self.value })
     }
 
     /// The bare lock, for handlers of `fork`, which take and release in different functions.

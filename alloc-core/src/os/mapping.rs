@@ -65,11 +65,7 @@ pub(crate) fn reserve(size: usize, align: usize) -> Option<NonNull<u8>> {
 ///
 /// Under `RLIMIT_AS` ([getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html)) it asks for no more
 /// than a sixteenth of the limit from the start: untouched address space counts there as much as memory.
-pub(crate) fn reserve_up_to(
-    wanted: usize,
-    least: usize,
-    align: usize,
-) -> Option<(NonNull<u8>, usize)> {
+pub(crate) fn reserve_up_to(wanted: usize, least: usize, align: usize) -> Option<(NonNull<u8>, usize)> {
     let fair = address_space_limit() / SHARE_OF_LIMIT;
     let mut size = wanted;
     while size > fair && size > least {
@@ -87,10 +83,7 @@ pub(crate) fn reserve_up_to(
 }
 
 fn address_space_limit() -> usize {
-    let mut limit = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     keep_errno(|| {
         // SAFETY: `limit` is a valid place for the answer; if the call fails it stays at "unlimited".
         unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) }
@@ -109,13 +102,7 @@ fn address_space_limit() -> usize {
 pub(crate) unsafe fn commit(start: NonNull<u8>, len: usize) -> bool {
     keep_errno(|| {
         // SAFETY: the range is the caller's, and gaining access breaks nothing that relied on having none.
-        unsafe {
-            libc::mprotect(
-                start.as_ptr().cast(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-            ) == 0
-        }
+        unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) == 0 }
     })
 }
 
@@ -153,16 +140,7 @@ fn map_aligned(len: usize, align: usize, prot: c_int, flags: c_int) -> Option<No
 fn map_anywhere(len: usize, prot: c_int, flags: c_int) -> Option<NonNull<u8>> {
     let mapped = keep_errno(|| {
         // SAFETY: a new mapping wherever the kernel likes disturbs nothing.
-        unsafe {
-            libc::mmap(
-                core::ptr::null_mut(),
-                len,
-                prot,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
-                -1,
-                0,
-            )
-        }
+        unsafe { libc::mmap(core::ptr::null_mut(), len, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags, -1, 0) }
     });
     if mapped == libc::MAP_FAILED {
         return None;
@@ -265,8 +243,7 @@ mod tests {
     #[test]
     fn page_size_is_the_systems() {
         // SAFETY: no preconditions.
-        assert_eq!(page_size(), unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
-            as usize);
+        assert_eq!(page_size(), unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize);
         assert_eq!(whole_pages(1), Some(page_size()));
         assert_eq!(whole_pages(0), Some(0));
         assert_eq!(whole_pages(usize::MAX), None);

@@ -26,11 +26,7 @@ pub(crate) fn reserve(size: usize, align: usize) -> Option<NonNull<u8>> {
 }
 
 /// See the real module.
-pub(crate) fn reserve_up_to(
-    wanted: usize,
-    least: usize,
-    align: usize,
-) -> Option<(NonNull<u8>, usize)> {
+pub(crate) fn reserve_up_to(wanted: usize, least: usize, align: usize) -> Option<(NonNull<u8>, usize)> {
     let size = wanted.min(ADDRESS_SPACE / 16).max(least);
     Some((map(size, align)?, size))
 }

@@ -25,11 +25,7 @@ const _: () = assert!(usize::BITS == 64);
 /// 47 on x86-64, also where five-level page tables or 52-bit addresses are switched on
 /// ([x86](https://docs.kernel.org/arch/x86/x86_64/5level-paging.html),
 /// [arm64](https://docs.kernel.org/arch/arm64/memory.html)).
-pub(crate) const ADDRESS_BITS: usize = if cfg!(target_arch = "aarch64") {
-    48
-} else {
-    47
-};
+pub(crate) const ADDRESS_BITS: usize = if cfg!(target_arch = "aarch64") { 48 } else { 47 };
 
 /// Runs `call` and puts `errno` back to what it was before.
 ///

@@ -123,11 +123,7 @@ impl Bits {
 
 /// A word with its `count` lowest bits set.
 fn lowest(count: usize) -> u64 {
-    if count >= 64 {
-        u64::MAX
-    } else {
-        (1 << count) - 1
-    }
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 impl BitAnd for Bits {
@@ -179,10 +175,7 @@ impl Iterator for Ranges {
         }
         let end = (!self.bits).first_from(start);
         self.at = end;
-        Some(Range {
-            start,
-            len: end - start,
-        })
+        Some(Range { start, len: end - start })
     }
 }
 
@@ -193,9 +186,7 @@ mod tests {
     use std::vec::Vec;
 
     fn members(bits: Bits) -> Vec<usize> {
-        (0..PAGES)
-            .filter(|&index| bits.meets(Bits::range(index, 1)))
-            .collect()
+        (0..PAGES).filter(|&index| bits.meets(Bits::range(index, 1))).collect()
     }
 
     #[test]
@@ -210,10 +201,7 @@ mod tests {
                     assert_eq!(bits.first_from(end), PAGES);
                     assert_eq!(bits.end_before(PAGES), end);
                     assert_eq!(bits.end_before(start), 0);
-                    let range = Range {
-                        start,
-                        len: end - start,
-                    };
+                    let range = Range { start, len: end - start };
                     assert!(bits.ranges().eq([range]));
                 } else {
                     assert!(bits.is_empty());
@@ -244,10 +232,7 @@ mod tests {
                 let last = list.iter().copied().rev().find(|&index| index < at);
                 assert_eq!(bits.end_before(at), last.map_or(0, |index| index + 1));
             }
-            let rebuilt: Vec<usize> = bits
-                .ranges()
-                .flat_map(|range| range.start..range.start + range.len)
-                .collect();
+            let rebuilt: Vec<usize> = bits.ranges().flat_map(|range| range.start..range.start + range.len).collect();
             assert_eq!(rebuilt, list);
             for group in [1, 2, 8, 64] {
                 let whole: Vec<usize> = list

@@ -35,14 +35,7 @@ pub(super) struct Decay {
 
 impl Decay {
     pub(super) const fn new() -> Self {
-        Self {
-            interval: 0,
-            running: false,
-            epoch_start: 0,
-            epoch: 0,
-            freed: [0; EPOCHS],
-            seen: 0,
-        }
+        Self { interval: 0, running: false, epoch_start: 0, epoch: 0, freed: [0; EPOCHS], seen: 0 }
     }
 
     /// The interval in milliseconds; [`NEVER`] for none.

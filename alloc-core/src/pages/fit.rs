@@ -34,11 +34,7 @@ pub(super) struct Fit {
 
 impl Fit {
     pub(super) const fn new() -> Self {
-        Self {
-            bands: 0,
-            present: [Bits::NONE; BANDS],
-            lists: [const { [const { List::new() }; PAGES] }; BANDS],
-        }
+        Self { bands: 0, present: [Bits::NONE; BANDS], lists: [const { [const { List::new() }; PAGES] }; BANDS] }
     }
 
     /// A huge page with a free range of at least `pages` pages, or null.

@@ -64,11 +64,7 @@ unsafe impl Send for State {}
 impl PageHeap {
     /// An empty heap, which reserves address space when it is first used.
     pub(crate) const fn new() -> Self {
-        Self {
-            releasing: Lock::new(),
-            state: Locked::new(State::new()),
-            due: AtomicU64::new(0),
-        }
+        Self { releasing: Lock::new(), state: Locked::new(State::new()), due: AtomicU64::new(0) }
     }
 
     /// A run of `pages` pages (1 to 256) at a multiple of `align` pages (a power of two up to 256). `None`: out of
@@ -193,11 +189,7 @@ impl State {
             dirty: [const { List::new() }; BANDS + 1],
             regions: Regions::new(),
             spare: None,
-            totals: Counts {
-                used: 0,
-                resident: 0,
-                returned: 0,
-            },
+            totals: Counts { used: 0, resident: 0, returned: 0 },
             huge_pages: 0,
             decay: Decay::new(),
             locks: 0,
@@ -225,10 +217,7 @@ impl State {
         let zeroed = unsafe { self.update(page, |page| page.take(start, pages, os_pages)) };
         // SAFETY: as above.
         let base = unsafe { (*page).base() };
-        Some(Run {
-            addr: NonNull::new(base.wrapping_add(start * PAGE))?,
-            zeroed,
-        })
+        Some(Run { addr: NonNull::new(base.wrapping_add(start * PAGE))?, zeroed })
     }
 
     /// A huge page and the place in it where a run fits.
@@ -281,11 +270,7 @@ impl State {
     /// # Safety
     ///
     /// `page` is a live descriptor of this heap, and the lock is held.
-    pub(super) unsafe fn update<R>(
-        &mut self,
-        page: *mut HugePage,
-        change: impl FnOnce(&mut HugePage) -> R,
-    ) -> R {
+    pub(super) unsafe fn update<R>(&mut self, page: *mut HugePage, change: impl FnOnce(&mut HugePage) -> R) -> R {
         // SAFETY: live, and the lock makes this the only access. The reference ends before the lists, which go
         // through the pointer, are touched.
         let (detached, before) = unsafe { ((*page).detached, (*page).counts()) };
@@ -309,11 +294,7 @@ impl State {
     /// Picks a huge page to give memory back from, takes it out of the lists and marks what is to go: at most about
     /// `pages` pages in at most `calls` ranges. Wholly free huge pages come first and go whole; then the sparsest that nobody
     /// touched for a while, then the sparsest of all. `None`: nothing can go.
-    pub(super) fn begin_release(
-        &mut self,
-        pages: usize,
-        calls: usize,
-    ) -> Option<(*mut HugePage, Bits)> {
+    pub(super) fn begin_release(&mut self, pages: usize, calls: usize) -> Option<(*mut HugePage, Bits)> {
         let page = self.candidate()?;
         let os_pages = self.os_pages();
         // SAFETY: members of lists are live, and the lock is held.
@@ -321,11 +302,7 @@ impl State {
         // SAFETY: as above. The reference ends here; the pointer that is returned is the lists' own.
         let fields = unsafe { &mut *page };
         fields.detached = true;
-        let limit = if fields.is_free() {
-            PAGES
-        } else {
-            pages.next_multiple_of(os_pages)
-        };
+        let limit = if fields.is_free() { PAGES } else { pages.next_multiple_of(os_pages) };
         let bits = fields.releasable(os_pages).first_few(limit, calls);
         // Transit changes no totals: the pages are resident until they are not.
         fields.begin_transit(bits);
@@ -352,10 +329,7 @@ impl State {
     }
 
     fn candidate(&self) -> Option<*mut HugePage> {
-        let old = self
-            .decay
-            .epoch()
-            .saturating_sub(super::release::STAYED_SPARSE);
+        let old = self.decay.epoch().saturating_sub(super::release::STAYED_SPARSE);
         let (free, partly) = self.dirty.split_last()?;
         // SAFETY: the lock is held.
         let oldest = unsafe { free.last() };

@@ -77,11 +77,7 @@ impl HugePage {
             zero: Bits::ALL,
             transit: Bits::NONE,
             longest: PAGES as u16,
-            counts: PageCounts {
-                used: 0,
-                resident: 0,
-                returned: PAGES as u16,
-            },
+            counts: PageCounts { used: 0, resident: 0, returned: PAGES as u16 },
             detached: false,
             stamp: 0,
         }
@@ -118,8 +114,7 @@ impl HugePage {
     }
 
     /// The first page of the shortest free range that has room for `pages` pages at a multiple of `align` (a power of
-    /// two). Among equal
-    /// ones, the one with the fewest returned pages in that place, then the lowest.
+    /// two). Among equal ones, the one with the fewest returned pages in that place, then the lowest.
     pub(super) fn best_fit(&self, pages: usize, align: usize) -> Option<usize> {
         let mut best: Option<Place> = None;
         for Range { start, len } in (!self.used).ranges() {
@@ -132,11 +127,7 @@ impl HugePage {
                 _ => (self.returned & Bits::range(aligned, pages)).count(),
             };
             if best.is_none_or(|best| (len, returned) < (best.len, best.returned)) {
-                best = Some(Place {
-                    len,
-                    returned,
-                    start: aligned,
-                });
+                best = Some(Place { len, returned, start: aligned });
             }
         }
         best.map(|best| best.start)
@@ -163,10 +154,7 @@ impl HugePage {
     /// Frees a used range.
     pub(super) fn give(&mut self, start: usize, pages: usize) {
         let range = Bits::range(start, pages);
-        debug_assert!(
-            self.used.contains(range) && !self.transit.meets(range),
-            "pages freed that are not in use"
-        );
+        debug_assert!(self.used.contains(range) && !self.transit.meets(range), "pages freed that are not in use");
         self.used = self.used & !range;
         // Only the range around the new gap can have become the longest.
         let from = self.used.end_before(start);
@@ -230,10 +218,7 @@ mod tests {
     fn fresh_pages_are_free_returned_and_zero() {
         let page = fresh();
         assert!(page.is_free() && !page.has_resident());
-        let counts = Counts {
-            returned: PAGES,
-            ..Counts::default()
-        };
+        let counts = Counts { returned: PAGES, ..Counts::default() };
         assert_eq!((page.counts(), page.longest()), (counts, PAGES));
         assert_eq!(page.releasable(1), Bits::NONE);
     }

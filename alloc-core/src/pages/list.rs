@@ -20,10 +20,7 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) const fn new() -> Self {
-        Self {
-            next: ptr::null_mut(),
-            prev: ptr::null_mut(),
-        }
+        Self { next: ptr::null_mut(), prev: ptr::null_mut() }
     }
 }
 
@@ -34,9 +31,7 @@ pub(super) struct List<const PAIR: usize> {
 
 impl<const PAIR: usize> List<PAIR> {
     pub(super) const fn new() -> Self {
-        Self {
-            head: ptr::null_mut(),
-        }
+        Self { head: ptr::null_mut() }
     }
 
     pub(super) fn is_empty(&self) -> bool {

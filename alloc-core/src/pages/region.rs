@@ -33,13 +33,7 @@ pub(super) struct Regions {
 
 impl Regions {
     pub(super) const fn new() -> Self {
-        Self {
-            fresh: ptr::null_mut(),
-            committed: 0,
-            end: 0,
-            size: 0,
-            reserved: 0,
-        }
+        Self { fresh: ptr::null_mut(), committed: 0, end: 0, size: 0, reserved: 0 }
     }
 
     /// Bytes of address space reserved so far.

@@ -79,11 +79,7 @@ impl PageHeap {
         }
         let resident = state.resident();
         let excess = state.decay.advance(now_ms, resident);
-        let mut work = Work {
-            pages: excess.min(TICK_PAGES),
-            calls: TICK_CALLS,
-            done: 0,
-        };
+        let mut work = Work { pages: excess.min(TICK_PAGES), calls: TICK_CALLS, done: 0 };
         let (mut state, outcome) = self.release(state, &mut work);
         let resident = state.resident();
         state.decay.settle(resident);
@@ -123,11 +119,7 @@ impl PageHeap {
     fn release_all(&self) -> usize {
         let state = self.state();
         // What others free meanwhile is theirs to give back, so this ends.
-        let mut work = Work {
-            pages: state.resident(),
-            calls: usize::MAX,
-            done: 0,
-        };
+        let mut work = Work { pages: state.resident(), calls: usize::MAX, done: 0 };
         let (mut state, _) = self.release(state, &mut work);
         let resident = state.resident();
         state.decay.settle(resident);
@@ -139,11 +131,7 @@ impl PageHeap {
     }
 
     /// Gives back until the work is done. `releasing` is held by the caller.
-    fn release<'a>(
-        &'a self,
-        mut state: LockedGuard<'a, State>,
-        work: &mut Work,
-    ) -> (LockedGuard<'a, State>, Outcome) {
+    fn release<'a>(&'a self, mut state: LockedGuard<'a, State>, work: &mut Work) -> (LockedGuard<'a, State>, Outcome) {
         while work.pages > 0 && work.calls > 0 {
             let Some((page, pages)) = state.begin_release(work.pages, work.calls) else {
                 return (state, Outcome::NothingLeft);

@@ -44,12 +44,7 @@ struct Model {
 
 impl Model {
     fn new(heap: &'static PageHeap) -> Self {
-        Self {
-            heap,
-            runs: BTreeMap::new(),
-            mark: 1,
-            zeroed: 0,
-        }
+        Self { heap, runs: BTreeMap::new(), mark: 1, zeroed: 0 }
     }
 
     fn allocate(&mut self, pages: usize, align: usize) -> NonNull<u8> {
@@ -116,10 +111,7 @@ impl Model {
         let usage = self.heap.usage();
         let used: usize = self.runs.values().map(|run| run.1 * PAGE).sum();
         assert_eq!(usage.used_bytes, used);
-        assert_eq!(
-            usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes,
-            usage.committed
-        );
+        assert_eq!(usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes, usage.committed);
         assert!(usage.committed <= usage.reserved);
         assert!(usage.huge_pages * HUGE <= usage.committed);
     }
@@ -169,10 +161,7 @@ fn run_model(os_pages: usize, interval: u64, seed: u64) {
                 let before = heap.usage();
                 let bytes = heap.purge();
                 let after = heap.usage();
-                assert_eq!(
-                    before.free_resident_bytes - after.free_resident_bytes,
-                    bytes
-                );
+                assert_eq!(before.free_resident_bytes - after.free_resident_bytes, bytes);
             }
             _ => {
                 now += random.below(300) as u64;
@@ -189,16 +178,8 @@ fn run_model(os_pages: usize, interval: u64, seed: u64) {
     model.check_totals();
     heap.purge();
     let usage = heap.usage();
-    assert_eq!(
-        (usage.used_bytes, usage.free_resident_bytes),
-        (0, 0),
-        "all is with the OS after a purge"
-    );
-    assert!(
-        model.zeroed > 50,
-        "{} zeroed runs were checked",
-        model.zeroed
-    );
+    assert_eq!((usage.used_bytes, usage.free_resident_bytes), (0, 0), "all is with the OS after a purge");
+    assert!(model.zeroed > 50, "{} zeroed runs were checked", model.zeroed);
 }
 
 #[test]
@@ -233,10 +214,7 @@ fn a_run_grows_into_what_follows() {
     assert_eq!(second, first + 4 * PAGE);
     assert!(!model.extend(first, 5));
     assert!(model.extend(second, 9));
-    assert!(
-        model.extend(second, 9),
-        "growing by nothing changes nothing"
-    );
+    assert!(model.extend(second, 9), "growing by nothing changes nothing");
     model.free(second);
     assert!(model.extend(first, PAGES));
     assert!(!model.extend(first, PAGES + 1));
@@ -257,10 +235,7 @@ fn full_huge_pages_are_filled_before_others() {
     assert_eq!(heap.usage().huge_pages, 2);
     for _ in 0..2 {
         let run = model.allocate(8, 1).addr().get();
-        assert!(
-            run == runs[40] || run == runs[50],
-            "the nearly full one first"
-        );
+        assert!(run == runs[40] || run == runs[50], "the nearly full one first");
     }
     assert_eq!(model.allocate(8, 1).addr().get(), runs[0]);
     assert_eq!(heap.usage().huge_pages, 2);
@@ -270,17 +245,11 @@ fn full_huge_pages_are_filled_before_others() {
 fn free_huge_pages_are_reused_before_fresh_ones() {
     let heap = heap(16, 0);
     let mut model = Model::new(heap);
-    let runs: Vec<usize> = (0..4)
-        .map(|_| model.allocate(PAGES, 1).addr().get())
-        .collect();
+    let runs: Vec<usize> = (0..4).map(|_| model.allocate(PAGES, 1).addr().get()).collect();
     model.free(runs[1]);
     heap.purge();
     model.free(runs[2]);
-    assert_eq!(
-        model.allocate(1, 1).addr().get(),
-        runs[2],
-        "resident before returned"
-    );
+    assert_eq!(model.allocate(1, 1).addr().get(), runs[2], "resident before returned");
     assert_eq!(model.allocate(PAGES, 1).addr().get(), runs[1]);
     assert_eq!(heap.usage().huge_pages, 4);
 }
@@ -292,9 +261,7 @@ fn decay_follows_the_clock() {
     heap.set_decay_ms(6400);
     let mut model = Model::new(heap);
     let count = 40;
-    let runs: Vec<usize> = (0..count)
-        .map(|_| model.allocate(PAGES, 1).addr().get())
-        .collect();
+    let runs: Vec<usize> = (0..count).map(|_| model.allocate(PAGES, 1).addr().get()).collect();
     for &run in &runs {
         model.free(run);
     }
@@ -311,32 +278,19 @@ fn decay_follows_the_clock() {
     // Whole huge pages go, so it can be one below the curve.
     for (time, expected) in [(1600, 33), (3200, 20), (4800, 6), (6400, 0)] {
         let resident = resident(start + time);
-        assert!(
-            (expected - 1..=expected).contains(&(resident as i64)),
-            "{resident} huge pages after {time} ms"
-        );
+        assert!((expected - 1..=expected).contains(&(resident as i64)), "{resident} huge pages after {time} ms");
     }
-    assert_eq!(
-        heap.due.load(core::sync::atomic::Ordering::Relaxed),
-        0,
-        "nothing is pending"
-    );
+    assert_eq!(heap.due.load(core::sync::atomic::Ordering::Relaxed), 0, "nothing is pending");
     let locks = heap.usage().locks_taken;
     heap.tick(start + 100_000);
-    assert_eq!(
-        heap.usage().locks_taken,
-        locks + 1,
-        "a tick without work takes no lock"
-    );
+    assert_eq!(heap.usage().locks_taken, locks + 1, "a tick without work takes no lock");
 }
 
 #[test]
 fn one_tick_is_bounded() {
     let heap = heap(64, 0);
     let mut model = Model::new(heap);
-    let runs: Vec<usize> = (0..40)
-        .map(|_| model.allocate(PAGES, 1).addr().get())
-        .collect();
+    let runs: Vec<usize> = (0..40).map(|_| model.allocate(PAGES, 1).addr().get()).collect();
     runs.iter().for_each(|&run| model.free(run));
     heap.tick(1000);
     let mut before = heap.usage().free_resident_bytes;
@@ -376,8 +330,7 @@ fn whole_huge_pages_go_before_parts_and_sparse_ones_before_dense() {
         let page = crate::os::mapping::page_size();
         let mut seen = 0u8;
         // SAFETY: asks about one mapped OS page.
-        let asked =
-            unsafe { libc::mincore(core::ptr::without_provenance_mut(addr), page, &raw mut seen) };
+        let asked = unsafe { libc::mincore(core::ptr::without_provenance_mut(addr), page, &raw mut seen) };
         asked == 0 && seen & 1 == 1
     };
     // An eighth of the time: a little goes, from the wholly free huge page, and all of that.
@@ -418,21 +371,13 @@ fn zero_and_never_intervals() {
 fn purge_returns_all_that_is_free() {
     let heap = heap(8, 0);
     let mut model = Model::new(heap);
-    let runs: Vec<usize> = (0..60)
-        .map(|_| model.allocate(10, 1).addr().get())
-        .collect();
+    let runs: Vec<usize> = (0..60).map(|_| model.allocate(10, 1).addr().get()).collect();
     runs.iter().step_by(2).for_each(|&run| model.free(run));
     assert_eq!(heap.purge(), 300 * PAGE);
     assert_eq!(heap.purge(), 0);
-    runs.iter()
-        .skip(1)
-        .step_by(2)
-        .for_each(|&run| model.check_contents(run));
+    runs.iter().skip(1).step_by(2).for_each(|&run| model.check_contents(run));
     model.allocate(10, 1);
-    assert_eq!(
-        model.zeroed, 61,
-        "fresh runs and the returned one were zero"
-    );
+    assert_eq!(model.zeroed, 61, "fresh runs and the returned one were zero");
 }
 
 #[test]
@@ -478,12 +423,7 @@ fn threads_share_the_heap() {
                         runs.push((run.addr, pages, mark));
                     } else if !runs.is_empty() {
                         let (addr, pages, mark) = runs.swap_remove(random.below(runs.len()));
-                        assert!(
-                            words(addr, pages)
-                                .iter()
-                                .step_by(64)
-                                .all(|&word| word == mark)
-                        );
+                        assert!(words(addr, pages).iter().step_by(64).all(|&word| word == mark));
                         words(addr, pages).fill(u64::MAX);
                         // SAFETY: this thread's run.
                         unsafe { heap.free(addr, pages) };
@@ -547,10 +487,7 @@ impl Limit {
             Limit::AddressSpace => libc::RLIMIT_AS,
             Limit::Data => libc::RLIMIT_DATA,
         };
-        let mut limits = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
+        let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limits` is a valid place for the answer.
         if unsafe { libc::getrlimit(resource, &raw mut limits) } != 0 {
             return false;
@@ -602,21 +539,13 @@ fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
     }
     let usage = heap.usage();
     let sum = usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes;
-    sum == usage.committed
-        && count * HUGE >= 100 << 20
-        && limit.set(u64::MAX)
-        && heap.allocate(PAGES, 1).is_some()
+    sum == usage.committed && count * HUGE >= 100 << 20 && limit.set(u64::MAX) && heap.allocate(PAGES, 1).is_some()
 }
 
 /// Field `index` of `/proc/self/statm`, in bytes: 0 is address space, 5 is data.
 fn statm(index: usize) -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm
-        .split_whitespace()
-        .nth(index)
-        .unwrap()
-        .parse()
-        .unwrap();
+    let pages: u64 = statm.split_whitespace().nth(index).unwrap().parse().unwrap();
     pages * crate::os::mapping::page_size() as u64
 }
 

@@ -54,7 +54,7 @@ fn arena(index: usize) -> &'static Arena {
 
 /// The thread's arena, or the next one that is free. `None` when memory is exhausted.
 pub(crate) fn acquire() -> Option<Locked> {
-    let count = COUNT.load(Ordering::Relaxed);
+    let count = COUNT.load(Ordering::Relaxed).max(1);
     let word = &rseq_sys::thread_words()[WORD];
     let mine = match word.load(Ordering::Relaxed) {
         0 => {
