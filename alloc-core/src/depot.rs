@@ -6,8 +6,8 @@
 //!
 //! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the spans.
 
+use crate::magazine::{List, Owned};
 use crate::os::futex::{Lock, Locked};
-use crate::shard::magazine::{List, Owned};
 use crate::size_class::{CLASSES, class};
 use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;

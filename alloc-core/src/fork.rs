@@ -11,8 +11,8 @@
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
 
 use crate::os::futex::Lock;
-use crate::shard::{arena, drain, gate, magazine};
-use crate::{central, depot, large, meta, pages};
+use crate::shard::{arena, drain, gate};
+use crate::{central, depot, large, magazine, meta, pages};
 
 /// Installs the handlers, once, when the mode is decided.
 pub(crate) fn install() {

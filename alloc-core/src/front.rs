@@ -12,11 +12,12 @@
 //! given back; then the answer is null.
 
 use crate::options::Options;
-use crate::shard::gate::{self, FAST, Route};
+use crate::setup::{self, Route};
+use crate::shard::gate::FAST;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
-use crate::{central, fatal, large, os, pages};
+use crate::{central, decay, fatal, large};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -110,8 +111,8 @@ fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, boo
     if size == 0 {
         return (null_mut(), false);
     }
-    gate::decide_if_undecided(options);
-    tick();
+    setup::decide_if_undecided(options);
+    decay::tick();
     let found = large::allocate(size, align).or_else(|| {
         purge();
         large::allocate(size, align)
@@ -122,7 +123,7 @@ fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, boo
 fn free_large(block: *mut u8) {
     // SAFETY: a large block that is looked up before it is believed.
     match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
-        Some(Ok(())) => tick(),
+        Some(Ok(())) => decay::tick(),
         _ => fatal::foreign(block.addr()),
     }
 }
@@ -162,7 +163,7 @@ fn visit<T>(
     mut on_vcpu: impl FnMut(&OnVcpu) -> Visit<T>,
     mut on_arena: impl FnMut(&arena::Locked) -> Visit<T>,
 ) -> Option<T> {
-    let route = gate::route(options);
+    let route = setup::route(options);
     for _ in 0..VISITS {
         let visit = match route {
             Route::Vcpu => match OnVcpu::current() {
@@ -213,8 +214,8 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
 /// A block that is a span of its own and may be fresh from the operating system; past the shard, which knows nothing
 /// about what its blocks hold.
 fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
-    gate::decide_if_undecided(options);
-    tick();
+    setup::decide_if_undecided(options);
+    decay::tick();
     match central::allocate_single(class_of_bin(bin)) {
         Some((block, zeroed)) => (block.as_ptr(), zeroed),
         None => (allocate_slow(displacement(bin), options), false),
@@ -260,17 +261,9 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
     new
 }
 
-/// Lets the page heap and the cache of large blocks give back what has been free for long enough. Called where the
-/// cost of reading a coarse clock does not show.
-pub(crate) fn tick() {
-    let now = os::clock::now_ms();
-    pages::tick(now);
-    large::tick(now);
-}
-
 /// Gives back everything that is free, from every layer. Returns the bytes that went to the operating system.
 pub(crate) fn purge() -> usize {
     shard::drain::purge();
     central::purge();
-    pages::purge() + large::purge()
+    decay::purge()
 }

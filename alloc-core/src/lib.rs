@@ -41,9 +41,9 @@
 //!
 //! # Layers, top to bottom
 //!
-//! `global` (the interface of Rust), `front` (which layer serves a request), `shard` (per-vCPU caches, with `gate` deciding the
-//! mode), `depot`, `central`, `pages` and `large`, then `map` (address to page data), `meta` (memory for metadata) and
-//! `os`. Nothing imports upwards, save for ticks of the clock that start at slow paths.
+//! `global` (the interface of Rust), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU caches),
+//! `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta` (memory for metadata) and
+//! `os`. Nothing imports upwards.
 //!
 //! # Bad frees
 //!
@@ -67,18 +67,21 @@
 #![no_std]
 
 mod central;
+mod decay;
 mod depot;
 mod fatal;
 mod fork;
 mod front;
 mod global;
 mod large;
+mod magazine;
 mod map;
 mod meta;
 mod mode;
 mod options;
 mod os;
 mod pages;
+mod setup;
 mod shard;
 mod size_class;
 mod stats;
@@ -97,8 +100,8 @@ pub use stats::Stats;
 /// println!("{}", alloc_core::mode());
 /// ```
 pub fn mode() -> Mode {
-    shard::gate::decide_if_undecided(&options::Options::new());
-    shard::gate::mode().unwrap_or(Mode { kind: mode::Kind::Arenas(mode::Reason::Undecided) })
+    setup::decide_if_undecided(&options::Options::new());
+    setup::mode().unwrap_or(Mode { kind: mode::Kind::Arenas(mode::Reason::Undecided) })
 }
 
 /// What the allocator holds and what it did, gathered without allocation.

@@ -14,9 +14,9 @@ mod span;
 #[cfg(test)]
 mod tests;
 
+use crate::magazine::{CAPACITY, Owned};
 use crate::meta::Pool;
 use crate::os::futex::{Lock, Locked};
-use crate::shard::magazine::{CAPACITY, Owned};
 use crate::size_class::{CLASS, CLASSES, Class, PAGE_SHIFT, class};
 use crate::{fatal, map, pages};
 use core::ptr::NonNull;

@@ -6,9 +6,10 @@
 //!
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
-use super::magazine::Owned;
 use super::protocol::Place;
-use super::{Access, Miss, Shard, magazine};
+use super::{Access, Miss, Shard};
+use crate::magazine;
+use crate::magazine::Owned;
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
 use core::mem::size_of;

@@ -3,9 +3,9 @@
 //!
 //! One drain runs at a time. Its lock is the first in the order of all locks, so that `fork` never finds a shard sealed.
 
-use super::magazine::{List, Owned, dummy_top};
 use super::protocol::{self, Place, Taken};
 use super::{Shard, arena, gate, vcpu};
+use crate::magazine::{List, Owned, dummy_top};
 use crate::os::futex::{Lock, Locked};
 use crate::size_class::BINS;
 use crate::{central, depot};

@@ -19,15 +19,14 @@
 pub(crate) mod arena;
 pub(crate) mod drain;
 pub(crate) mod gate;
-pub(crate) mod magazine;
 mod protocol;
 pub(crate) mod vcpu;
 
+use crate::magazine::{self, Owned, depth_of, dummy_top, peek};
 use crate::size_class::{BINS, CLASSES, class, class_of_bin};
-use crate::{central, depot, fatal};
+use crate::{central, decay, depot, fatal};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use magazine::{Owned, depth_of, dummy_top, peek};
 
 /// `log2` of the bytes of a shard.
 pub(crate) const SHARD_SHIFT: u32 = 12;
@@ -117,7 +116,7 @@ fn capacity(class_index: usize) -> usize {
 /// Notes that a class went past its shard. Classes that do so often get deeper magazines: 59, 123, 251 pointers, at
 /// most what their size allows. Lost counts do no harm.
 fn miss(class_index: usize) {
-    crate::front::tick();
+    decay::tick();
     let depth = &DEPTHS[if class_index < CLASSES { class_index } else { 0 }];
     let misses = depth.misses.load(Ordering::Relaxed).saturating_add(1);
     if misses < GROW_AFTER {

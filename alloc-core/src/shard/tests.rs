@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::options::Options;
-use crate::shard::gate::Route;
+use crate::setup::{Route, route};
 use crate::shard::vcpu::OnVcpu;
 use crate::size_class::bin;
 use proptest::prelude::*;
@@ -74,7 +74,7 @@ proptest! {
 
     #[test]
     fn through_a_vcpu(bursts in bursts()) {
-        if gate::route(&Options::new()) != Route::Vcpu {
+        if route(&Options::new()) != Route::Vcpu {
             return Ok(());
         }
         let bin = bin(408 - 1).unwrap();
@@ -102,7 +102,7 @@ proptest! {
 
 #[test]
 fn draining_other_vcpus_loses_nothing() {
-    if gate::route(&Options::new()) != Route::Vcpu {
+    if route(&Options::new()) != Route::Vcpu {
         return;
     }
     let bin = bin(632 - 1).unwrap();

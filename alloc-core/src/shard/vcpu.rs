@@ -4,9 +4,9 @@
 //! that checks that id, and a commit that finds another one fails with [`Miss::Stale`]. Only `pop` and `push` take
 //! whatever vCPU they run on, as the fast path does.
 
-use super::magazine::{LINK, List, Owned, dummy_top};
 use super::protocol::Place;
 use super::{Access, Miss, Shard, displacement, gate};
+use crate::magazine::{LINK, List, Owned, dummy_top};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
 

@@ -1,0 +1,135 @@
+//! Set-up: the mode is decided once, by the thread whose allocation comes first, and never changes.
+//!
+//! Nobody waits for that thread: whoever comes meanwhile (another thread, a signal handler, a call from inside the
+//! set-up) is served by the central layer. Until then, and in arena mode for ever, both limits of the
+//! [`gate`] are 0 and every call comes through here.
+
+use crate::fork;
+use crate::mode::{Kind, Mode, Reason};
+use crate::options::{IndexChoice, Options};
+use crate::shard::{arena, gate};
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU8, Ordering};
+use rseq_sys::sequence::Vcpu;
+use rseq_sys::{IndexKind, Registrar};
+
+static STATE: AtomicU8 = AtomicU8::new(UNDECIDED);
+const UNDECIDED: u8 = 0;
+const DECIDING: u8 = 1;
+const VCPUS: u8 = 2;
+const ARENAS: u8 = 3;
+
+/// Written once by the deciding thread, before `STATE` says so.
+struct Decision(UnsafeCell<MaybeUninit<Mode>>);
+// SAFETY: written before the release store to STATE, read after an acquire load that sees it.
+unsafe impl Sync for Decision {}
+static MODE: Decision = Decision(UnsafeCell::new(MaybeUninit::uninit()));
+
+/// Where a call goes that reached the slow path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// To the shard of the current vCPU.
+    Vcpu,
+    /// To an arena.
+    Arena,
+    /// Past both, to the central layer: the mode is being decided.
+    Direct,
+}
+
+/// The route for the calling thread, which is registered if need be; decides the mode if nobody has.
+pub(crate) fn route(options: &Options) -> Route {
+    match STATE.load(Ordering::Acquire) {
+        VCPUS => vcpu_route(),
+        ARENAS => Route::Arena,
+        DECIDING => Route::Direct,
+        _ => {
+            decide(options);
+            match STATE.load(Ordering::Acquire) {
+                VCPUS => vcpu_route(),
+                ARENAS => Route::Arena,
+                _ => Route::Direct,
+            }
+        }
+    }
+}
+
+fn vcpu_route() -> Route {
+    if rseq_sys::thread_is_registered() || rseq_sys::ensure_thread().is_ok() {
+        return Route::Vcpu;
+    }
+    if let Some(Mode { kind: Kind::Vcpus { rseq, .. } }) = mode()
+        && rseq.registrar == Registrar::Libc
+    {
+        gate::close_for_good();
+    }
+    Route::Arena
+}
+
+/// The mode, if it is decided.
+pub(crate) fn mode() -> Option<Mode> {
+    // SAFETY: the state says that the cell is written, and it is not written again.
+    (STATE.load(Ordering::Acquire) >= VCPUS).then(|| unsafe { (*MODE.0.get()).assume_init() })
+}
+
+/// [`decide`], at the cost of a load where that has long been done.
+#[inline]
+pub(crate) fn decide_if_undecided(options: &Options) {
+    if STATE.load(Ordering::Relaxed) == UNDECIDED {
+        decide(options);
+    }
+}
+
+/// Decides the mode unless somebody has or is about to.
+#[cold]
+fn decide(options: &Options) {
+    if STATE.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        return;
+    }
+    let options = options.with_environment();
+    options.apply();
+    arena::set_count(allowed_cpus());
+    fork::install();
+    let kind = choose(options.index).unwrap_or_else(Kind::Arenas);
+    let state = if matches!(kind, Kind::Vcpus { .. }) { VCPUS } else { ARENAS };
+    // SAFETY: only the thread that won the exchange above comes here, and nobody reads before the store below.
+    unsafe { (*MODE.0.get()).write(Mode { kind }) };
+    STATE.store(state, Ordering::Release);
+}
+
+/// Opens the shards for the index that is asked for and offered, or says why not.
+fn choose(index: IndexChoice) -> Result<Kind, Reason> {
+    if index == IndexChoice::Arenas {
+        return Err(Reason::Asked);
+    }
+    let rseq = rseq_sys::mode().map_err(Reason::Rseq)?;
+    let membarrier = rseq_sys::membarrier::register().is_ok();
+    // Without a fence nobody could tell a section that still reads a new shard's memory as it was before; only x86
+    // keeps its loads in order.
+    if !membarrier && !cfg!(target_arch = "x86_64") {
+        return Err(Reason::NoMembarrier);
+    }
+    let index = match index {
+        IndexChoice::CpuId => IndexKind::CpuId,
+        // An index that the kernel does not fill would be 0 on every CPU.
+        _ => rseq.default_index(),
+    };
+    if !gate::open(Vcpu::new(&rseq, index)) {
+        return Err(Reason::NoMemory);
+    }
+    Ok(Kind::Vcpus { rseq, index, membarrier })
+}
+
+/// CPUs that this process may run on.
+fn allowed_cpus() -> usize {
+    // Room for 8192 CPUs, whatever the size of libc's own set is.
+    let mut set = [0u64; 128];
+    // SAFETY: the buffer is valid for its size. <https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html>
+    let filled = crate::os::keep_errno(|| unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr())
+    });
+    if filled <= 0 {
+        return 1;
+    }
+    set.iter().map(|word| word.count_ones() as usize).sum()
+}
