@@ -1,32 +1,47 @@
 //! `fork` in a process with several threads: the child gets the memory of all threads and only one of them.
 //!
 //! Before the fork the forking thread takes all locks, in the order of the layers from the drainer downwards, so nothing that a
-//! lock guards is half done in the child. What no lock guards needs no care: a vCPU's shard is consistent at any
-//! instant, since each change is one store, and a magazine that another thread was moving between two places is lost in the
+//! lock guards is half done in the child. What no lock guards needs no care: each change of a vCPU's shard is one store,
+//! and the child's memory is a consistent cut through the stores of all threads (the kernel write-protects the pages
+//! one after the other, but a thread that writes to a protected page waits until the copy is complete, so no CPU sees
+//! a store from after its own cut before it). A magazine that another thread was moving between two places is lost in the
 //! child, a leak of its blocks. In the parent the locks are released, in the child made free anew.
 //!
 //! The child has one thread and an address space of its own; its ids start from 0 again and lead to the same shards. The
 //! registrations of the thread with rseq and of the process with membarrier are inherited.
 //!
+//! Handlers that another library installed before run with all locks of this one held, and must not allocate.
+//!
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
 
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate};
-use crate::{central, depot, large, magazine, meta, pages};
+use crate::{central, depot, front, large, magazine, meta, pages, setup};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Installs the handlers, once, when the mode is decided.
-pub(crate) fn install() {
+/// Installs the handlers, when a set-up begins; once, though a set-up may be begun again. True the first time.
+pub(crate) fn install() -> bool {
+    if INSTALLED.swap(true, Ordering::Relaxed) {
+        return false;
+    }
     // SAFETY: the handlers are functions of this object, which stays loaded. An error means that there is no memory,
     // and then a child of several threads has to do without.
     // <https://man7.org/linux/man-pages/man3/pthread_atfork.3.html>
     unsafe {
         libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child));
     }
+    true
 }
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// The locks of the upper layers, in their order.
 fn locks() -> impl Iterator<Item = &'static Lock> {
-    [drain::lock(), gate::lock()].into_iter().chain(arena::locks()).chain(depot::locks()).chain(central::locks())
+    [front::lock(), drain::lock(), gate::lock()]
+        .into_iter()
+        .chain(arena::locks())
+        .chain(depot::locks())
+        .chain(central::locks())
 }
 
 /// The locks of the pools, which are taken with any of the above held.
@@ -62,6 +77,7 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
+    setup::in_child();
     // SAFETY: taken by `before`; the child has one thread, so nobody waits.
     unsafe { meta::reset_after_fork() };
     for lock in pools() {

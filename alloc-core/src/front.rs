@@ -12,12 +12,13 @@
 //! given back; then the answer is null.
 
 use crate::options::Options;
+use crate::os::futex::Lock;
 use crate::setup::{self, Route};
 use crate::shard::gate::FAST;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
-use crate::{central, decay, fatal, large};
+use crate::{central, decay, fatal, large, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -102,30 +103,58 @@ unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
                 free_slow(block, displacement(bin), options);
             }
         }
-        None => free_large(block),
+        None => free_large(block, x.wrapping_add(1)),
     }
 }
 
 /// What no class serves, with whether it is known to be zero. Null for a size of 0, which `GlobalAlloc` rules out.
 fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, bool) {
-    if size == 0 {
+    // What does not fit into any address space is not worth a purge.
+    if size == 0 || size.checked_add(align).is_none_or(|end| end >> os::ADDRESS_BITS != 0) {
         return (null_mut(), false);
     }
     setup::decide_if_undecided(options);
     decay::tick();
-    let found = large::allocate(size, align).or_else(|| {
-        purge();
-        large::allocate(size, align)
-    });
+    let found = large::allocate(size, align).or_else(|| recover(|| large::allocate(size, align)));
     found.map_or((null_mut(), false), |(block, zeroed)| (block.as_ptr(), zeroed))
 }
 
-fn free_large(block: *mut u8) {
+/// Returns a large block that was allocated with a rounded size of `size`.
+fn free_large(block: *mut u8, size: usize) {
+    check_large(block, size);
     // SAFETY: a large block that is looked up before it is believed.
     match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
         Some(Ok(())) => decay::tick(),
         _ => fatal::foreign(block.addr()),
     }
+}
+
+/// Ends the process if no large block of at least `size` bytes starts at `block`.
+fn check_large(block: *mut u8, size: usize) {
+    match large::usable_size(block.addr()) {
+        None => fatal::foreign(block.addr()),
+        Some(len) if size > len => fatal::wrong_size(block.addr(), size, len),
+        Some(_) => {}
+    }
+}
+
+/// The first lock in the order of all: held while everything that is free is given back.
+static RECOVERY: Lock = Lock::new();
+
+/// The lock of [`recover`] and [`purge`], for the fork handlers.
+pub(crate) fn lock() -> &'static Lock {
+    &RECOVERY
+}
+
+/// Tries again, when memory is exhausted, after everything free was given back. One thread at a time: what one is giving
+/// back is in nobody's reach meanwhile, so another must not conclude from that that there is nothing.
+#[cold]
+fn recover<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let _guard = RECOVERY.lock();
+    attempt().or_else(|| {
+        purge_locked();
+        attempt()
+    })
 }
 
 /// A block of the bin at `displacement` when the inlined sequence brought none.
@@ -140,8 +169,7 @@ fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
     if block != 0 {
         return core::ptr::with_exposed_provenance_mut(block);
     }
-    purge();
-    central::allocate_one(class_of_bin(bin)).map_or(null_mut(), NonNull::as_ptr)
+    recover(|| central::allocate_one(class_of_bin(bin))).map_or(null_mut(), NonNull::as_ptr)
 }
 
 /// Returns a block of the bin at `displacement` when the inlined sequence did not take it.
@@ -216,6 +244,9 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
 fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
     setup::decide_if_undecided(options);
     decay::tick();
+    if setup::route(options) == Route::Vcpu && OnVcpu::current().is_some_and(|access| shard::has_filled(&access, bin)) {
+        return (allocate_slow(displacement(bin), options), false);
+    }
     match central::allocate_single(class_of_bin(bin)) {
         Some((block, zeroed)) => (block.as_ptr(), zeroed),
         None => (allocate_slow(displacement(bin), options), false),
@@ -243,6 +274,7 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
             }
         }
         (None, None) => {
+            check_large(block, size);
             // SAFETY: the block is the caller's, and large.
             if let Some(new) = unsafe { large::resize(old, new_size, align) } {
                 return new.as_ptr();
@@ -263,6 +295,12 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
 
 /// Gives back everything that is free, from every layer. Returns the bytes that went to the operating system.
 pub(crate) fn purge() -> usize {
+    let _guard = RECOVERY.lock();
+    purge_locked()
+}
+
+/// [`purge`], under its lock.
+fn purge_locked() -> usize {
     shard::drain::purge();
     central::purge();
     decay::purge()

@@ -36,7 +36,7 @@
 //! | run | neighbouring pages inside a huge page |
 //! | huge page | 2 MiB, aligned; the unit in which address space is made usable |
 //! | large block | one with a mapping of its own, above 1 MiB |
-//! | decay | giving free pages back to the operating system over some seconds |
+//! | decay | giving free pages back to the operating system over some seconds, driven by calls that reach slow paths |
 //! | drain | taking magazines out of a shard from another vCPU |
 //!
 //! # Layers, top to bottom
@@ -52,11 +52,19 @@
 //! * A block freed twice in a row on one vCPU: at once.
 //! * A second free later, or a pointer that is not the start of a block: when the magazine it is in is emptied into the
 //!   spans, unless the block was handed out again before. Until then it travels unseen, and may be handed out twice.
-//! * A pointer that is not this allocator's, or a layout of the wrong size: at once for blocks above 1 MiB and when a block of
-//!   64 KiB or more is resized; otherwise, too, when the magazine is emptied.
+//! * A pointer that is not this allocator's, or a block of another size class than the layout's: when the magazine is
+//!   emptied, likewise. At once where the layout is that of a large block (above 1 MiB) and no large block of at least
+//!   that size starts there, and where a block of 64 KiB or more is resized from one class to another.
 //!
 //! What is not seen: a second free of a block that was handed out again in between (it frees somebody else's
-//! block), reads and writes after a free, writes beyond a block.
+//! block), a large block freed with the layout of a smaller large one, reads and writes after a free, writes beyond a
+//! block.
+//!
+//! # Registration
+//!
+//! A thread whose rseq registration was made by the C library must keep it. Under `mm_cid` the kernel leaves an id that looks
+//! valid when it is taken back, and the thread would go on using a vCPU's shard without protection. Slow paths notice that and
+//! close the inlined path for the whole process; they cannot undo what was done before. `index=cpu_id` is immune.
 //!
 //! # Signals, fork, exhaustion
 //!

@@ -21,6 +21,7 @@
 //! * No slot holds 0 or 1, except that slots above the top may hold a left-over of anything but 1.
 
 use crate::meta::{Pool, PoolItem};
+use crate::size_class::class;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -190,6 +191,11 @@ impl Owned {
         self.get().class
     }
 
+    /// Bytes of the blocks in it.
+    pub(crate) fn bytes(&self) -> usize {
+        if self.is_empty() { 0 } else { self.count() * class(self.class()).size as usize }
+    }
+
     /// Takes the topmost pointer.
     pub(crate) fn pop(&mut self) -> Option<usize> {
         let m = self.get_mut();
@@ -290,17 +296,22 @@ impl List {
 
     /// Takes over a chain of linked magazines, as a shard's list holds them.
     ///
+    /// Returns the bytes of their blocks.
+    ///
     /// # Safety
     /// The caller owns the whole chain that begins at `head` exclusively.
-    pub(crate) unsafe fn append_chain(&mut self, mut head: usize) {
+    pub(crate) unsafe fn append_chain(&mut self, mut head: usize) -> usize {
+        let mut bytes = 0;
         // SAFETY: by contract every element of the chain is ours.
         while let Some(magazine) = unsafe { Owned::from_address(head) } {
             head = magazine.link().load(Ordering::Relaxed);
+            bytes += magazine.bytes();
             self.push(magazine);
         }
+        bytes
     }
 
-    /// Pointers in all its magazines, and the sum of `f` of each magazine's class times its count.
+    /// Pointers in all its magazines.
     pub(crate) fn blocks(&self) -> usize {
         let mut blocks = 0;
         let mut at = self.head;

@@ -42,8 +42,8 @@ impl Options {
         Self { index: IndexChoice::Auto, decay_ms: DEFAULT_DECAY_MS, shard_budget: shard::DEFAULT_BUDGET }
     }
 
-    /// These options with what the environment says about them.
-    pub(crate) fn with_environment(mut self) -> Self {
+    /// These options with what the environment says about them, with or without a word on what makes no sense.
+    pub(crate) fn with_environment(mut self, warnings: bool) -> Self {
         // SAFETY: always sound. <https://man7.org/linux/man-pages/man3/getauxval.3.html>
         if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
             return self;
@@ -53,7 +53,11 @@ impl Options {
         let value = unsafe { libc::getenv(VARIABLE.as_ptr()) };
         if !value.is_null() {
             // SAFETY: getenv returns a C string. <https://man7.org/linux/man-pages/man3/getenv.3.html>
-            self.parse(unsafe { CStr::from_ptr(value) }.to_bytes(), warn);
+            self.parse(unsafe { CStr::from_ptr(value) }.to_bytes(), |part, expected| {
+                if warnings {
+                    warn(part, expected);
+                }
+            });
         }
         self
     }

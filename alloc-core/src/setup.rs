@@ -4,15 +4,15 @@
 //! set-up) is served by the central layer. Until then, and in arena mode for ever, both limits of the
 //! [`gate`] are 0 and every call comes through here.
 
-use crate::fork;
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};
 use crate::shard::{arena, gate};
+use crate::{fork, os};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 use rseq_sys::sequence::Vcpu;
-use rseq_sys::{IndexKind, Registrar};
+use rseq_sys::{IndexKind, Registrar, Unavailable};
 
 static STATE: AtomicU8 = AtomicU8::new(UNDECIDED);
 const UNDECIDED: u8 = 0;
@@ -86,15 +86,31 @@ fn decide(options: &Options) {
     if STATE.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return;
     }
-    let options = options.with_environment();
+    let state = os::keep_errno(|| decide_alone(options));
+    STATE.store(state, Ordering::Release);
+}
+
+/// [`decide`], for the one thread that does it; returns the new state.
+fn decide_alone(options: &Options) -> u8 {
+    // First of all, so that a child of a fork in the middle of this can be helped.
+    let first = fork::install();
+    let options = options.with_environment(first);
     options.apply();
     arena::set_count(allowed_cpus());
-    fork::install();
-    let kind = choose(options.index).unwrap_or_else(Kind::Arenas);
+    let kind = match choose(options.index) {
+        // This thread is registering right now, and that is where this call comes from. A later one decides.
+        Err(Reason::Rseq(Unavailable::Busy)) => return UNDECIDED,
+        chosen => chosen.unwrap_or_else(Kind::Arenas),
+    };
     let state = if matches!(kind, Kind::Vcpus { .. }) { VCPUS } else { ARENAS };
-    // SAFETY: only the thread that won the exchange above comes here, and nobody reads before the store below.
+    // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
     unsafe { (*MODE.0.get()).write(Mode { kind }) };
-    STATE.store(state, Ordering::Release);
+    state
+}
+
+/// In the child of a fork that cut another thread off in the middle of deciding: lets this one begin again.
+pub(crate) fn in_child() {
+    let _ = STATE.compare_exchange(DECIDING, UNDECIDED, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 /// Opens the shards for the index that is asked for and offered, or says why not.
@@ -104,9 +120,8 @@ fn choose(index: IndexChoice) -> Result<Kind, Reason> {
     }
     let rseq = rseq_sys::mode().map_err(Reason::Rseq)?;
     let membarrier = rseq_sys::membarrier::register().is_ok();
-    // Without a fence nobody could tell a section that still reads a new shard's memory as it was before; only x86
-    // keeps its loads in order.
-    if !membarrier && !cfg!(target_arch = "x86_64") {
+    // Without a fence a section might read a new shard's memory as it was before, unless loads stay in order.
+    if !membarrier && !rseq_sys::LOADS_IN_ORDER {
         return Err(Reason::NoMembarrier);
     }
     let index = match index {
@@ -125,7 +140,7 @@ fn allowed_cpus() -> usize {
     // Room for 8192 CPUs, whatever the size of libc's own set is.
     let mut set = [0u64; 128];
     // SAFETY: the buffer is valid for its size. <https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html>
-    let filled = crate::os::keep_errno(|| unsafe {
+    let filled = os::keep_errno(|| unsafe {
         libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr())
     });
     if filled <= 0 {

@@ -83,7 +83,7 @@ pub(crate) const fn class_of_bin(bin: usize) -> usize {
     }
 }
 
-/// The first bin of a class: the inverse of [`class_of_bin`], up to the bin below that shares the class.
+/// The last bin of a class: the inverse of [`class_of_bin`], up to the bin below that shares the class.
 #[cfg(test)]
 const fn last_bin_of_class(class: usize) -> usize {
     if class < 9 {
@@ -186,7 +186,10 @@ const fn capacity_max(size: usize) -> usize {
 }
 
 /// All classes; entry 0 is a dummy.
-pub(crate) static CLASS: [Class; CLASSES] = {
+pub(crate) static CLASS: [Class; CLASSES] = TABLE;
+
+/// [`CLASS`], for other constants.
+pub(crate) const TABLE: [Class; CLASSES] = {
     let mut table =
         [Class { size: 0, blocks: 0, pages: 0, align_pages: 1, capacity: 0, capacity_max: 0, magic: 0 }; CLASSES];
     let mut class = 1;

@@ -38,7 +38,7 @@ pub struct Stats {
     pub cached_shards: usize,
     /// Free bytes in the depot.
     pub cached_depot: usize,
-    /// Free bytes in spans that have blocks in use.
+    /// Free bytes in spans, those without any block in use included.
     pub cached_central: usize,
     /// Free bytes in pages that were not given back.
     pub cached_pages: usize,

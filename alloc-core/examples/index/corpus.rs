@@ -83,9 +83,12 @@ fn default_roots() -> Vec<PathBuf> {
 /// Adds `root`, if it is a file, or all files below it. A directory that cannot be read is an error only as a root;
 /// below it, it is left out with a warning.
 fn walk(root: PathBuf, files: &mut Vec<PathBuf>) -> Result<(), Error> {
-    if !root.is_dir() {
+    if root.is_file() {
         files.push(root);
         return Ok(());
+    }
+    if !root.is_dir() {
+        return Err(Error::Message(format!("{}: neither a file nor a directory", root.display())));
     }
     let mut waiting = vec![(root, true)];
     while let Some((directory, is_root)) = waiting.pop() {

@@ -79,13 +79,13 @@ impl Central {
     }
 
     /// Marks a block free. A span that is now wholly free and not worth keeping is taken out and returned.
-    fn put(&mut self, of: &Class, span: NonNull<Span>, block: usize) -> Option<NonNull<Span>> {
+    fn put(&mut self, of: &Class, span: NonNull<Span>, block: usize) -> Result<Option<NonNull<Span>>, BadFree> {
         // SAFETY: the map named this span for an address of this class; spans are type-stable.
         let s = unsafe { &mut *span.as_ptr() };
-        let Some(index) = of.index_of(block.wrapping_sub(s.base)) else { fatal::off_grid(block, of.size as usize) };
+        let index = of.index_of(block.wrapping_sub(s.base)).ok_or(BadFree::OffGrid(block))?;
         let before = s.free();
         if !s.put(index) {
-            fatal::double_free(block, true);
+            return Err(BadFree::Twice(block));
         }
         self.out -= 1;
         let wholly_free = s.free() == usize::from(of.blocks);
@@ -97,14 +97,30 @@ impl Central {
                 unsafe { self.spans.remove(span.as_ptr()) };
             }
             self.count -= 1;
-            return Some(span);
+            return Ok(Some(span));
         }
         if wholly_free {
             self.idle += 1;
         }
         // SAFETY: as for `remove` above.
         unsafe { self.spans.resort(span.as_ptr(), before, of) };
-        None
+        Ok(None)
+    }
+}
+
+/// A block that must not be freed. Reported without a lock held: a handler of SIGABRT may want to allocate.
+enum BadFree {
+    OffGrid(usize),
+    Twice(usize),
+}
+
+impl BadFree {
+    #[cold]
+    fn report(self, of: &Class) -> ! {
+        match self {
+            Self::OffGrid(block) => fatal::off_grid(block, of.size as usize),
+            Self::Twice(block) => fatal::double_free(block, true),
+        }
     }
 }
 
@@ -238,17 +254,19 @@ pub(crate) fn flush(magazine: &mut Owned) {
     while rest.len() > 0 {
         let mut retired = [None; 16];
         let mut slots = retired.iter_mut();
-        with(class_index, |central| {
+        let verdict = with(class_index, |central| {
             while slots.len() > 0
                 && let Some(&(span, block)) = rest.next()
             {
-                if let Some(span) = central.put(of, span, block)
+                if let Some(span) = central.put(of, span, block)?
                     && let Some(slot) = slots.next()
                 {
                     *slot = Some(span);
                 }
             }
+            Ok(())
         });
+        verdict.unwrap_or_else(|bad: BadFree| bad.report(of));
         retired.into_iter().flatten().for_each(|span| retire(of, span));
     }
 }
@@ -257,8 +275,10 @@ pub(crate) fn flush(magazine: &mut Owned) {
 pub(crate) fn free_one(class_index: usize, block: usize) {
     let of = class(class_index);
     let span = span_of(block, class_index);
-    if let Some(span) = with(class_index, |central| central.put(of, span, block)) {
-        retire(of, span);
+    match with(class_index, |central| central.put(of, span, block)) {
+        Ok(Some(span)) => retire(of, span),
+        Ok(None) => {}
+        Err(bad) => bad.report(of),
     }
 }
 

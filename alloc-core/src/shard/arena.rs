@@ -115,6 +115,10 @@ impl Access for Locked {
         Ok(())
     }
 
+    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
+        self.shard.top(bin).load(Ordering::Relaxed) == top && magazine::peek(top) == block
+    }
+
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
         // SAFETY: the lock guards the list, whose elements are owned by it.
         let magazine = unsafe { Owned::from_address(head.load(Ordering::Relaxed)) }.ok_or(Miss::Differs)?;
@@ -145,9 +149,9 @@ impl Locked {
         }
         for head in self.shard.lists() {
             // SAFETY: the lock gives us the lists.
-            unsafe { list.append_chain(head.swap(0, Ordering::Relaxed)) };
+            let bytes = unsafe { list.append_chain(head.swap(0, Ordering::Relaxed)) };
+            self.shard.cached.fetch_sub(bytes, Ordering::Relaxed);
         }
-        self.shard.cached.store(0, Ordering::Relaxed);
     }
 }
 

@@ -50,15 +50,17 @@ impl Place for Shard {
 fn drain(shards: &[&Shard], list: &mut List) -> bool {
     let mut old = OLD.lock();
     let fence = || rseq_sys::membarrier::fence().is_ok();
-    let drained = protocol::drain(shards, &mut *old, dummy_top(), fence, |taken| match taken {
-        // SAFETY: the protocol gives the drainer the whole chain.
-        Taken::List(head) => unsafe { list.append_chain(head) },
+    let drained = protocol::drain(shards, &mut *old, dummy_top(), fence, |shard, taken| match taken {
+        Taken::List(head) => {
+            // SAFETY: the protocol gives the drainer the whole chain.
+            let bytes = unsafe { list.append_chain(head) };
+            shard.cached.fetch_sub(bytes, Ordering::Relaxed);
+        }
         // SAFETY: the protocol gives the drainer the magazine.
         Taken::Top(top) => list.push(unsafe { Owned::from_top(top) }),
     });
     if drained {
         DRAINS.fetch_add(1, Ordering::Relaxed);
-        shards.iter().for_each(|shard| shard.cached.store(0, Ordering::Relaxed));
     } else {
         // Without a fence nobody takes from another vCPU's shard, so only its own threads install the dummy.
         vcpu::drain_own(list);

@@ -2,8 +2,10 @@
 //!
 //! There are two tables over the same headers. [`FAST`] is what inlined code compares its id with; [`SHARDS`] is what
 //! the slow path uses. Their limits are equal, except that `FAST` is 0 while the gate is closed. It is closed for good
-//! when a thread turns up that is not registered although the C library registers all of them: its id would read as a
-//! valid one. A feature that wants to see every call closes it too.
+//! when a thread turns up on a slow path that is not registered although the C library registers all of them: under
+//! `mm_cid` its id reads as a valid one. That limits the damage and does not undo it: what such a thread did on the
+//! inlined path before went unprotected. Under `cpu_id` its id is all ones, and nothing happens. A feature that wants to
+//! see every call closes the gate too.
 //!
 //! An id at or beyond the limit leads to the slow path, which initialises the shards up to it and raises the limit. So
 //! nothing depends on the number of possible CPUs, on holes between them or on hot-plug. Limits are recomputed under one
@@ -38,25 +40,22 @@ static CLOSED: AtomicUsize = AtomicUsize::new(0);
 /// Opens both tables for `vcpu`, over address space without any shard yet; false if there is none to be had. The limits
 /// are raised by the first call that comes with an id.
 pub(crate) fn open(vcpu: Vcpu) -> bool {
-    let Some((base, count)) = reserve() else { return false };
-    BASE.store(base, Ordering::Relaxed);
-    RESERVED.store(count, Ordering::Relaxed);
+    let mut base = BASE.load(Ordering::Relaxed);
+    // Not null if an earlier set-up came this far and was cut off, by a fork.
+    if base.is_null() {
+        let least = SHARDS_MIN * size_of::<Shard>();
+        let Some((start, bytes)) = mapping::reserve_up_to(SHARDS_MAX * size_of::<Shard>(), least, mapping::page_size())
+        else {
+            return false;
+        };
+        mapping::name(start, bytes, c"rseq-alloc: shards");
+        base = start.as_ptr().cast();
+        RESERVED.store(bytes / size_of::<Shard>(), Ordering::Relaxed);
+        BASE.store(base, Ordering::Relaxed);
+    }
     SHARDS.open(vcpu, base.cast());
     FAST.open(vcpu, base.cast());
     true
-}
-
-/// Address space for shards and their number, fewer where that is refused.
-fn reserve() -> Option<(*mut Shard, usize)> {
-    let mut count = SHARDS_MAX;
-    while count >= SHARDS_MIN {
-        if let Some(base) = mapping::reserve(count * size_of::<Shard>(), mapping::page_size()) {
-            mapping::name(base, count * size_of::<Shard>(), c"rseq-alloc: shards");
-            return Some((base.as_ptr().cast(), count));
-        }
-        count /= 2;
-    }
-    None
 }
 
 /// The shard of a vCPU that is served already.
@@ -105,8 +104,10 @@ fn raise(id: u32) -> Option<&'static Shard> {
         // SAFETY: usable memory now, zeroed by the kernel, for which zero is a value.
         unsafe { &*base.add(index) }.init();
     }
-    // Lets no running section see the new limit with the old memory. Where it is missing, see `choose`.
-    let _ = rseq_sys::membarrier::fence();
+    // Lets no running section see the new limit with the old memory.
+    if rseq_sys::membarrier::fence().is_err() && !rseq_sys::LOADS_IN_ORDER {
+        return None;
+    }
     // SAFETY: all headers below `wanted` point at the dummy, and a fence (or the order of x86) lies in between.
     unsafe { SHARDS.set_limit(wanted) };
     set_fast_limit();

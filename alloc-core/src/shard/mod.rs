@@ -23,7 +23,7 @@ mod protocol;
 pub(crate) mod vcpu;
 
 use crate::magazine::{self, Owned, depth_of, dummy_top, peek};
-use crate::size_class::{BINS, CLASSES, class, class_of_bin};
+use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
 use crate::{central, decay, depot, fatal};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -96,28 +96,40 @@ pub(crate) const DEFAULT_BUDGET: usize = 4 << 20;
 
 /// Sets the bytes that a shard's lists keep.
 pub(crate) fn set_budget(bytes: usize) {
-    SHARD_BUDGET.store(bytes, Ordering::Relaxed);
+    // The sum it is compared with is signed, since lists are counted after they changed.
+    SHARD_BUDGET.store(bytes.min(isize::MAX as usize), Ordering::Relaxed);
 }
 
-/// How deep the magazines of each class are made now (in pointers), and the misses since that last changed.
-static DEPTHS: [Depth; CLASSES] = [const { Depth { capacity: AtomicU8::new(0), misses: AtomicU8::new(0) } }; CLASSES];
-
+/// How deep the magazines of a class are made now (in pointers), and the misses since that last changed.
 struct Depth {
     capacity: AtomicU8,
     misses: AtomicU8,
 }
 
+static DEPTHS: [Depth; CLASSES] = {
+    let mut depths = [const { Depth { capacity: AtomicU8::new(0), misses: AtomicU8::new(0) } }; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        depths[class].capacity = AtomicU8::new(TABLE[class].capacity as u8);
+        class += 1;
+    }
+    depths
+};
+
+fn depth(class_index: usize) -> &'static Depth {
+    &DEPTHS[if class_index < CLASSES { class_index } else { 0 }]
+}
+
 /// The capacity that a magazine of `class_index` gets when it is next made ready.
 fn capacity(class_index: usize) -> usize {
-    let now = usize::from(DEPTHS[if class_index < CLASSES { class_index } else { 0 }].capacity.load(Ordering::Relaxed));
-    if now == 0 { usize::from(class(class_index).capacity) } else { now }
+    usize::from(depth(class_index).capacity.load(Ordering::Relaxed))
 }
 
 /// Notes that a class went past its shard. Classes that do so often get deeper magazines: 59, 123, 251 pointers, at
 /// most what their size allows. Lost counts do no harm.
 fn miss(class_index: usize) {
     decay::tick();
-    let depth = &DEPTHS[if class_index < CLASSES { class_index } else { 0 }];
+    let depth = depth(class_index);
     let misses = depth.misses.load(Ordering::Relaxed).saturating_add(1);
     if misses < GROW_AFTER {
         depth.misses.store(misses, Ordering::Relaxed);
@@ -141,6 +153,8 @@ pub(crate) trait Access {
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss>;
     /// Stores `new` to a bin's header if it still holds `expect`.
     fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Whether a bin's header holds `top` and the slot there `block`, at one moment.
+    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool;
     /// Takes the head of a list.
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss>;
     /// Puts a magazine, linked to `expect`, at the head of a list if that is still `expect`.
@@ -199,11 +213,16 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
     Visit::Done(block)
 }
 
+/// Whether the shard has blocks of `bin` in its lists, as a hint.
+pub(crate) fn has_filled(access: &impl Access, bin: usize) -> bool {
+    access.shard().filled(class_of_bin(bin)).load(Ordering::Relaxed) != 0
+}
+
 /// A magazine with blocks of a class, wherever the next one is.
 fn filled_magazine(access: &impl Access, class_index: usize) -> Option<Owned> {
     let shard = access.shard();
     if let Ok(magazine) = access.list_pop(shard.filled(class_index)) {
-        shard.cached.fetch_sub(bytes(&magazine), Ordering::Relaxed);
+        shard.cached.fetch_sub(magazine.bytes(), Ordering::Relaxed);
         return Some(magazine);
     }
     miss(class_index);
@@ -218,11 +237,6 @@ fn filled_magazine(access: &impl Access, class_index: usize) -> Option<Owned> {
         return None;
     }
     Some(magazine)
-}
-
-/// Bytes of the blocks in a magazine.
-fn bytes(magazine: &Owned) -> usize {
-    magazine.count() * class(magazine.class()).size as usize
 }
 
 /// An empty magazine, wherever the next one is.
@@ -272,7 +286,7 @@ fn stash_filled(access: &impl Access, magazine: Owned) {
     let class_index = magazine.class();
     let full = magazine.capacity() * class(class_index).size as usize;
     let depth = (LIST_BUDGET / full.max(1)).min(64) as u32;
-    let bytes = bytes(&magazine);
+    let bytes = magazine.bytes();
     let room =
         shard.cached.load(Ordering::Relaxed) as isize + bytes as isize <= SHARD_BUDGET.load(Ordering::Relaxed) as isize;
     let mut magazine = magazine;
@@ -326,10 +340,12 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     let shard = access.shard();
     let class_index = class_of_bin(bin);
     let top = shard.top(bin).load(Ordering::Relaxed);
-    // A block that is the topmost of the free ones is being freed again. No false alarm: what was on top when the
-    // header was read was free then, and the caller holds the block since before.
     if peek(top) == block {
-        fatal::double_free(block, false);
+        // The topmost of the free blocks is being freed again, if both words held that at the same time.
+        if access.confirm(bin, top, block) {
+            fatal::double_free(block, false);
+        }
+        return Visit::Again;
     }
     if peek(top + size_of::<usize>()) != rseq_sys::sequence::FULL {
         return Visit::Again;

@@ -78,17 +78,19 @@ pub(crate) fn drain<P: Place, const HEADERS: usize>(
     old: &mut [[usize; HEADERS]],
     dummy: usize,
     mut fence: impl FnMut() -> bool,
-    mut take: impl FnMut(Taken),
+    mut take: impl FnMut(&P, Taken),
 ) -> bool {
     for place in places {
         place.seal().store(1);
     }
     let fenced = fence();
     if fenced {
-        for list in places.iter().flat_map(|place| place.lists()) {
-            match list.swap(0) {
-                0 => {}
-                head => take(Taken::List(head)),
+        for place in places {
+            for list in place.lists() {
+                match list.swap(0) {
+                    0 => {}
+                    head => take(place, Taken::List(head)),
+                }
             }
         }
         for (place, old) in places.iter().zip(old.iter_mut()) {
@@ -101,7 +103,7 @@ pub(crate) fn drain<P: Place, const HEADERS: usize>(
             for (place, old) in places.iter().zip(old.iter()) {
                 for (header, &old) in place.headers().zip(old) {
                     if old != dummy && header.load() == dummy {
-                        take(Taken::Top(old));
+                        take(place, Taken::Top(old));
                     }
                 }
             }

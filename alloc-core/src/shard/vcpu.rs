@@ -83,6 +83,13 @@ impl Access for OnVcpu {
         self.done(unsafe { self.vcpu.replace(self.id, header, expect, self.shard.seal.as_ptr(), new) })
     }
 
+    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
+        let header = self.shard.top(bin).as_ptr();
+        let slot = core::ptr::with_exposed_provenance(top);
+        // SAFETY: the header belongs to the shard of `id`, and keeps what it holds; tops point into memory that stays.
+        unsafe { self.vcpu.compare_compare_store(self.id, header, top, slot, block, top) }.committed()
+    }
+
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
         let seal = self.shard.seal.as_ptr();
         // SAFETY: the head is a word of the shard of `id`; its values are 0 or magazines, which stay mapped and have
@@ -116,8 +123,8 @@ pub(super) fn drain_own(list: &mut List) {
     }
     for head in own.shard.lists() {
         while let Ok(magazine) = own.list_pop(head) {
+            own.shard.cached.fetch_sub(magazine.bytes(), Ordering::Relaxed);
             list.push(magazine);
         }
     }
-    own.shard.cached.store(0, Ordering::Relaxed);
 }

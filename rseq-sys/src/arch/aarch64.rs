@@ -5,6 +5,10 @@ use core::arch::{asm, global_asm};
 /// Whether this build has commit sequences in assembly.
 pub const HAVE_SEQUENCES: bool = true;
 
+/// Whether the processor performs loads in program order, so that data published with a store is seen by a plain load
+/// that follows a load of what published it.
+pub const LOADS_IN_ORDER: bool = false;
+
 // Layout of `OwnBlock`, see the note on names in the x86-64 file.
 global_asm!(
     r#"

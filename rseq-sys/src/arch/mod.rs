@@ -23,9 +23,9 @@ mod imp;
 #[path = "x86_64.rs"]
 mod imp;
 
-pub use imp::HAVE_SEQUENCES;
 #[cfg(target_feature = "crt-static")]
 pub(crate) use imp::weak_libc_symbols;
+pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER};
 pub(crate) use imp::{own_offset, thread_pointer};
 
 /// The thread-local block of this crate: an rseq area for threads that nobody else registers, and the words that

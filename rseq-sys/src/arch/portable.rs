@@ -9,6 +9,10 @@ use core::cell::UnsafeCell;
 /// Whether this build has commit sequences in assembly.
 pub const HAVE_SEQUENCES: bool = false;
 
+/// Whether the processor performs loads in program order, so that data published with a store is seen by a plain load
+/// that follows a load of what published it.
+pub const LOADS_IN_ORDER: bool = true;
+
 struct Shared(UnsafeCell<OwnBlock>);
 // SAFETY: the only fields used are atomics; the area is never registered.
 unsafe impl Sync for Shared {}

@@ -5,6 +5,10 @@ use core::arch::{asm, global_asm};
 /// Whether this build has commit sequences in assembly.
 pub const HAVE_SEQUENCES: bool = true;
 
+/// Whether the processor performs loads in program order, so that data published with a store is seen by a plain load
+/// that follows a load of what published it.
+pub const LOADS_IN_ORDER: bool = true;
+
 // Layout of `OwnBlock`. Hidden: one block for each linked object, never shared through the dynamic symbol table.
 // The version in the name lets two incompatible releases of this crate live in one program.
 global_asm!(

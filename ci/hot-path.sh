@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Counts the instructions on the allocator's hit path and fails when there are more than promised.
+#
+# Sizes known only at run time, default release profile: `__rust_alloc` and `__rust_dealloc`, at most 28 instructions.
+# A constant 64-byte layout, fat LTO: inlined into the callers `box_64` and `drop_64`, at most 22 instructions.
+# No call and no lock prefix in either. What a hit path is: tests/src/bin/count_hot_path/main.rs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ "$(uname -m)" != x86_64 ]; then
+    echo "hot-path: counts are defined for x86-64 only, nothing to do on $(uname -m)"
+    exit 0
+fi
+
+target=${CARGO_TARGET_DIR:-target}
+cargo build --quiet --release -p integration --bin hot_path --bin count_hot_path
+cargo build --quiet --profile lto -p integration --bin hot_path
+
+status=0
+"$target/release/hot_path" >/dev/null
+"$target/release/count_hot_path" "$target/release/hot_path" __rust_alloc=28 __rust_dealloc=28 || status=1
+"$target/lto/hot_path" >/dev/null
+"$target/release/count_hot_path" "$target/lto/hot_path" box_64=22 drop_64=22 || status=1
+exit $status

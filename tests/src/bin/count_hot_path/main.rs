@@ -1,0 +1,109 @@
+//! Counts the instructions on the allocator's hit path in a finished binary, and fails when there are too many.
+//!
+//!     count_hot_path BINARY FUNCTION=LIMIT…
+//!
+//! The hit path of a function is the way from its entry to its `ret` on which a restartable section is armed, entered
+//! and left through its commit, and no other section is armed: the magazine had a block, or room for one. It must
+//! contain no call and no lock prefix. Nothing is executed; the paths are found in the disassembly (`paths`), and the
+//! sections by the descriptors that the kernel itself would read (`image`).
+//!
+//! If several paths qualify, for instance one per way of finding the size class, the longest one is judged and listed.
+//! Only x86-64 is understood.
+
+mod image;
+mod paths;
+
+use std::process::ExitCode;
+
+use iced_x86::{Formatter, IntelFormatter};
+
+use crate::image::Image;
+use crate::paths::{HitPath, Verdict};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("count_hot_path: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether every function named in `arguments` is within its limit; `Err` for what cannot be judged at all.
+fn run(arguments: &[String]) -> Result<bool, String> {
+    let [binary, wanted @ ..] = arguments else {
+        return Err("usage: count_hot_path BINARY FUNCTION=LIMIT...".to_owned());
+    };
+    if wanted.is_empty() {
+        return Err("no FUNCTION=LIMIT given".to_owned());
+    }
+    let bytes = std::fs::read(binary).map_err(|error| format!("{binary}: {error}"))?;
+    let image = Image::parse(&bytes).map_err(|error| format!("{binary}: {error}"))?;
+
+    let mut rows = Vec::new();
+    let mut good = true;
+    for argument in wanted {
+        let (function, limit) = argument
+            .split_once('=')
+            .and_then(|(name, limit)| Some((name, limit.parse::<usize>().ok()?)))
+            .ok_or_else(|| format!("`{argument}` is not of the form FUNCTION=LIMIT"))?;
+        let entry = image.function(function).map_err(|error| format!("{binary}: {error}"))?;
+        match paths::judge(&image, entry) {
+            Verdict::Hit(found) => {
+                let longest = found.longest();
+                print_listing(function, longest);
+                let within = longest.instructions.len() <= limit;
+                good &= within;
+                rows.push(row(
+                    function,
+                    &longest.instructions.len().to_string(),
+                    limit,
+                    &format!("{} ({})", if within { "ok" } else { "TOO LONG" }, found.describe()),
+                ));
+            }
+            Verdict::Blemished(reason) | Verdict::Missing(reason) => {
+                good = false;
+                rows.push(row(function, "-", limit, &format!("FAILED: {reason}")));
+            }
+        }
+    }
+
+    println!("hit paths in {binary}, from entry to ret");
+    println!("{}", row_of("function", "instructions", "at most", "verdict"));
+    for row in rows {
+        println!("{row}");
+    }
+    Ok(good)
+}
+
+fn row(function: &str, count: &str, limit: usize, verdict: &str) -> String {
+    row_of(function, count, &limit.to_string(), verdict)
+}
+
+fn row_of(function: &str, count: &str, limit: &str, verdict: &str) -> String {
+    format!("  {function:<16} {count:>12} {limit:>8}  {verdict}")
+}
+
+/// Prints the path as a disassembler would, with the section's boundaries marked.
+fn print_listing(function: &str, path: &HitPath) {
+    println!("{function}: hit path");
+    let mut formatter = IntelFormatter::new();
+    for (index, instruction) in path.instructions.iter().enumerate() {
+        let mut text = String::new();
+        formatter.format(instruction, &mut text);
+        let note = if index == path.armed {
+            "; armed"
+        } else if index == path.start {
+            "; section starts"
+        } else if index == path.commit {
+            "; commit"
+        } else {
+            ""
+        };
+        println!("  {:3}  {:#010x}  {text:<44}{note}", index + 1, instruction.ip());
+    }
+    println!();
+}

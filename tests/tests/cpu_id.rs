@@ -1,0 +1,17 @@
+//! The CPU number as index, asked for by the builder.
+
+use alloc_core::{IndexChoice, IndexKind, Mode, RseqAlloc};
+use integration::configuration::{Configuration, best_index, expect_arenas, expect_index, libc_registers};
+
+integration::configuration!(
+    RseqAlloc::new().index(IndexChoice::CpuId),
+    Configuration { name: "cpu_id", enter: || (), promise, checks: &[] }
+);
+
+fn promise(mode: &Mode) -> Result<(), String> {
+    let registrar = if libc_registers() { "registered by libc" } else { "registered by ourselves" };
+    match best_index() {
+        Some(_) => expect_index(mode, IndexKind::CpuId, registrar),
+        None => expect_arenas(mode, "ENOSYS"),
+    }
+}
