@@ -51,8 +51,8 @@ pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *
     }
     // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
     let block = unsafe { FAST.pop(x & !7) };
-    if block != 0 {
-        return core::ptr::with_exposed_provenance_mut(block);
+    if !block.is_null() {
+        return block;
     }
     allocate_slow(x & !7, options)
 }
@@ -81,8 +81,8 @@ fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
         Some(bin) => {
             // SAFETY: as in `allocate`.
             let block = unsafe { FAST.pop(displacement(bin)) };
-            if block != 0 {
-                return core::ptr::with_exposed_provenance_mut(block);
+            if !block.is_null() {
+                return block;
             }
             allocate_slow(displacement(bin), options)
         }
@@ -225,8 +225,8 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
         Some(bin) if class(class_of_bin(bin)).blocks == 1 => {
             // SAFETY: as in `allocate`.
             match unsafe { FAST.pop(displacement(bin)) } {
-                0 => allocate_single(options, bin),
-                block => (core::ptr::with_exposed_provenance_mut(block), false),
+                block if block.is_null() => allocate_single(options, bin),
+                block => (block, false),
             }
         }
         // SAFETY: the contract of this function.

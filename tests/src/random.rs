@@ -22,7 +22,7 @@ impl Random {
 
     /// The next 64 bits.
     #[inline]
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -32,7 +32,7 @@ impl Random {
     /// A number below `bound`, which is not zero.
     #[inline]
     pub fn below(&mut self, bound: usize) -> usize {
-        (((self.next() >> 32) * bound as u64) >> 32) as usize
+        (((self.word() >> 32) * bound as u64) >> 32) as usize
     }
 
     /// A size up to `max` with small sizes much more likely: every power of two has the same share.

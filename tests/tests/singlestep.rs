@@ -74,6 +74,7 @@ fn some_blocks(tag: u64) -> Vec<(usize, Layout, u64)> {
 }
 
 /// Runs the program under these circumstances, one instruction at a time.
+#[expect(clippy::zombie_processes, reason = "the loop over waitpid ends with the program's own end")]
 fn step(variable: &str, value: &str) {
     let mut command = child::again();
     command.env(STEPPED, "1").env(variable, value).stdin(Stdio::null());

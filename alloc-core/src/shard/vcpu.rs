@@ -69,7 +69,8 @@ impl Access for OnVcpu {
 
     fn pop(&self, bin: usize) -> Result<usize, Miss> {
         // SAFETY: the displacement is that of a header; magazines stay mapped.
-        unsafe { gate::SHARDS.retry_pop(displacement(bin)) }.map_err(retried)
+        let block = unsafe { gate::SHARDS.retry_pop(displacement(bin)) };
+        block.map(|block| block.expose_provenance()).map_err(retried)
     }
 
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {

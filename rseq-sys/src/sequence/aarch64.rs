@@ -135,8 +135,9 @@ macro_rules! unless_empty {
 /// # Safety
 /// `g` is a [`super::Stacks`]; its contract holds.
 #[inline(always)]
-pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> usize {
-    let r: usize;
+pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8 {
+    // A pointer from the start: a caller that tests it for null again has that test folded into its own.
+    let r: *mut u8;
     // SAFETY: the section reads the thread's area (in static TLS), the table, one header and one slot, all valid by
     // contract, and commits with one store to the header.
     unsafe {

@@ -379,14 +379,14 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
         self.limit.store(limit, Ordering::Release);
     }
 
-    /// Takes the topmost pointer of the current vCPU's stack at `displacement`, in one attempt. 0 means: closed, empty or
+    /// Takes the topmost pointer of the current vCPU's stack at `displacement`, in one attempt. Null means: closed, empty or
     /// aborted; [`Stacks::retry_pop`] tells them apart.
     ///
     /// # Safety
     /// `displacement` is that of a header. The stacks that headers point at stay mapped for ever; their slots are
     /// written only by these operations or by whoever owns the stack exclusively.
     #[inline(always)]
-    pub unsafe fn pop(&self, displacement: usize) -> usize {
+    pub unsafe fn pop(&self, displacement: usize) -> *mut u8 {
         // SAFETY: the contract of this function is that of the sequence.
         unsafe { imp::pop::<SHIFT>(core::ptr::from_ref(self).cast(), displacement) }
     }
@@ -409,12 +409,12 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
     ///
     /// # Safety
     /// As for [`Stacks::pop`].
-    pub unsafe fn retry_pop(&self, displacement: usize) -> Result<usize, Outcome> {
+    pub unsafe fn retry_pop(&self, displacement: usize) -> Result<*mut u8, Outcome> {
         for _ in 0..MAX_ABORTS {
             let before = aborts();
             // SAFETY: the contract of this function.
             let p = unsafe { self.pop(displacement) };
-            if p != 0 {
+            if !p.is_null() {
                 return Ok(p);
             }
             // Another thread's abort counts as ours here; that costs one more attempt, no more.

@@ -78,9 +78,10 @@ unsafe fn header(g: *const usize, x: usize) -> Option<*mut usize> {
 ///
 /// # Safety
 /// `g` is a [`super::Stacks`]; its contract holds.
-pub unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> usize {
+pub unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8 {
     // SAFETY: by contract; the lock guards the header.
-    exclusively(|| unsafe { header(g, x).map_or(0, |h| pop_plain(h)) })
+    let p = exclusively(|| unsafe { header(g, x).map_or(0, |h| pop_plain(h)) });
+    core::ptr::with_exposed_provenance_mut(p)
 }
 
 /// See [`super::Stacks::push`].

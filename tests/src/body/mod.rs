@@ -34,7 +34,7 @@ pub const CHECKS: &[Check] = &[
     Check::new("fork", process::a_forked_child_allocates),
     Check::new("unregistered_threads", process::unregistered_threads_allocate),
     Check::new("memory_limit", memory_limit::exhausted_memory_returns_null_and_recovers),
-    Check::new("memory_limit_large", memory_limit::memory_of_small_blocks_serves_large_ones),
+    Check::new("memory_limit_large", memory_limit::large_blocks_are_refused_without_harm),
     Check::new("statistics", process::statistics_need_no_memory),
 ];
 

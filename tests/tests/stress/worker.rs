@@ -148,7 +148,7 @@ impl Worker<'_> {
 
     fn mixed_operations(&mut self, count: u64) -> u64 {
         for _ in 0..count {
-            let choice = self.random.next();
+            let choice = self.random.word();
             let size = match choice & 63 {
                 0..40 => 8 + (choice >> 8) % 249,
                 40..58 => 256 + (choice >> 8) % 1793,
@@ -168,7 +168,7 @@ impl Worker<'_> {
     fn few_operations(&mut self, phase: u32, count: u64) -> u64 {
         let sizes = FEW[(phase / 4) as usize % if self.shared.hunt { 3 } else { FEW.len() }];
         for _ in 0..count {
-            let size = sizes[(self.random.next() >> 63) as usize];
+            let size = sizes[(self.random.word() >> 63) as usize];
             self.operation(size, 8);
         }
         count
@@ -177,7 +177,7 @@ impl Worker<'_> {
     /// One operation on a random slot.
     #[inline]
     fn operation(&mut self, size: u32, align: u32) {
-        let choice = self.random.next();
+        let choice = self.random.word();
         let slot = (choice >> 32) as usize % self.slots.len();
         let Some(block) = self.slots[slot].take() else {
             self.slots[slot] = Some(self.allocate(size, align, choice & 7 == 0));
@@ -206,7 +206,7 @@ impl Worker<'_> {
             self.slots[slot] = Some(self.allocate(size, 8, false));
             operations += 1;
         }
-        let backwards = self.random.next() >> 63 == 0;
+        let backwards = self.random.word() >> 63 == 0;
         for slot in 0..length {
             let slot = if backwards { length - 1 - slot } else { slot };
             if let Some(block) = self.slots[slot].take() {
