@@ -452,7 +452,7 @@ impl Model {
             }
             true
         };
-        let fenced = protocol::drain(&places, &mut old, DUMMY, fence, |taken| match taken {
+        let fenced = protocol::drain(&places, &mut old, DUMMY, fence, |_, taken| match taken {
             Taken::List(mut head) => {
                 while head != NO_MAGAZINE {
                     let next = self.magazines[head - 1].next.load(SeqCst);

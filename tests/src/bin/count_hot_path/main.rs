@@ -7,6 +7,9 @@
 //! contain no call and no lock prefix. Nothing is executed; the paths are found in the disassembly (`paths`), and the
 //! sections by the descriptors that the kernel itself would read (`image`).
 //!
+//! What sets up and takes down the function's stack frame (`push`, `pop`, `sub rsp`, `add rsp`) is listed but not counted: it
+//! belongs to the function that allocates, which keeps it for calls on other paths. `ret` is counted.
+//!
 //! If several paths qualify, for instance one per way of finding the size class, the longest one is judged and listed.
 //! Only x86-64 is understood.
 
@@ -15,7 +18,7 @@ mod paths;
 
 use std::process::ExitCode;
 
-use iced_x86::{Formatter, IntelFormatter};
+use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic, Register};
 
 use crate::image::Image;
 use crate::paths::{HitPath, Verdict};
@@ -55,11 +58,12 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             Verdict::Hit(found) => {
                 let longest = found.longest();
                 print_listing(function, longest);
-                let within = longest.instructions.len() <= limit;
+                let count = longest.instructions.iter().filter(|instruction| !is_frame(instruction)).count();
+                let within = count <= limit;
                 good &= within;
                 rows.push(row(
                     function,
-                    &longest.instructions.len().to_string(),
+                    &count.to_string(),
                     limit,
                     &format!("{} ({})", if within { "ok" } else { "TOO LONG" }, found.describe()),
                 ));
@@ -79,6 +83,15 @@ fn run(arguments: &[String]) -> Result<bool, String> {
     Ok(good)
 }
 
+/// Whether an instruction sets up or takes down the stack frame.
+fn is_frame(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Push | Mnemonic::Pop => true,
+        Mnemonic::Sub | Mnemonic::Add => instruction.op0_register() == Register::RSP,
+        _ => false,
+    }
+}
+
 fn row(function: &str, count: &str, limit: usize, verdict: &str) -> String {
     row_of(function, count, &limit.to_string(), verdict)
 }
@@ -94,7 +107,9 @@ fn print_listing(function: &str, path: &HitPath) {
     for (index, instruction) in path.instructions.iter().enumerate() {
         let mut text = String::new();
         formatter.format(instruction, &mut text);
-        let note = if index == path.armed {
+        let note = if is_frame(instruction) {
+            "; the caller's frame, not counted"
+        } else if index == path.armed {
             "; armed"
         } else if index == path.start {
             "; section starts"

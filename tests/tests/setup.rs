@@ -1,0 +1,250 @@
+//! Set-up and exhaustion under odd circumstances. The process runs on the system's allocator and uses ours directly, as a
+//! plug-in in a foreign program would, so each child decides when the first allocation comes.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::ExitCode;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use alloc_core::RseqAlloc;
+use integration::child;
+use integration::harness::{self, Check};
+
+static ALLOC: RseqAlloc = RseqAlloc::new();
+
+/// Names the scene that a child plays, with its argument behind a colon.
+const SCENE: &str = "SETUP_SCENE";
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if let Ok(scene) = std::env::var(SCENE) {
+        let (name, argument) = scene.split_once(':').expect("name:argument");
+        let argument = argument.parse().expect("a number");
+        match name {
+            "address_space" => play_address_space(argument),
+            "purgers" => play_purgers(argument),
+            "fork" => play_fork(argument),
+            "errno" => play_errno(),
+            "budget" => play_budget(argument),
+            "mode" => println!("{}", alloc_core::mode()),
+            _ => panic!("no such scene: {name}"),
+        }
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[&[
+        Check::new("a_small_address_space_is_used", a_small_address_space_is_used),
+        Check::new("exhaustion_beside_purging_threads_recovers", exhaustion_beside_purging_threads_recovers),
+        Check::new("a_fork_in_the_middle_of_set_up_is_survived", a_fork_in_the_middle_of_set_up_is_survived),
+        Check::new("errno_is_kept_by_the_first_allocation", errno_is_kept_by_the_first_allocation),
+        Check::new("an_unlimited_budget_is_no_budget_of_zero", an_unlimited_budget_is_no_budget_of_zero),
+        Check::new("the_loader_as_program_finds_the_symbols", the_loader_as_program_finds_the_symbols),
+    ]])
+}
+
+/// Plays a scene in a child and returns what it printed.
+fn play(scene: &str, argument: usize) -> String {
+    let finished = child::run(child::again().env(SCENE, format!("{scene}:{argument}")), LIMIT);
+    finished.expect_success(scene);
+    finished.stdout
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).expect("a layout")
+}
+
+/// A size in bytes from `/proc/self/status`.
+fn status(field: &str) -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = text.lines().find(|line| line.starts_with(field)).expect("the field");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number") * 1024
+}
+
+/// Limits a resource to `room` above what is used of it.
+fn limit(resource: libc::__rlimit_resource_t, used: usize, room: usize) {
+    let limit = libc::rlimit { rlim_cur: (used + room) as libc::rlim_t, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a valid limit.
+    assert_eq!(unsafe { libc::setrlimit(resource, &limit) }, 0);
+}
+
+/// Promise: reservations shrink under a small RLIMIT_AS, so that most of what is left serves blocks; what does not fit is
+/// refused with null, and freeing makes room again.
+fn a_small_address_space_is_used() {
+    for mib in [16, 64, 256] {
+        let served: usize = play("address_space", mib).trim().parse().expect("bytes");
+        println!("{mib} MiB of address space: {} KiB of blocks", served >> 10);
+        assert!(served * 2 > mib << 20, "{served} bytes of blocks in {mib} MiB");
+    }
+}
+
+fn play_address_space(mib: usize) {
+    // Room for the list is made before the limit.
+    let mut blocks = Vec::with_capacity(mib << 10);
+    limit(libc::RLIMIT_AS, status("VmSize"), mib << 20);
+    for round in 0..2 {
+        loop {
+            // SAFETY: the layout is valid.
+            let block = unsafe { ALLOC.alloc(layout(1000)) };
+            if block.is_null() {
+                break;
+            }
+            blocks.push(block);
+        }
+        if round == 1 {
+            println!("{}", blocks.len() * 1000);
+        }
+        for block in blocks.drain(..) {
+            // SAFETY: allocated above with this layout.
+            unsafe { ALLOC.dealloc(block, layout(1000)) };
+        }
+    }
+}
+
+/// Promise: a request that could be served after everything free was given back is served, also while other threads are
+/// giving back at the same time.
+fn exhaustion_beside_purging_threads_recovers() {
+    for purgers in [0, 8] {
+        println!("{}", play("purgers", purgers).trim());
+    }
+}
+
+fn play_purgers(purgers: usize) {
+    const LIVE: usize = 4_000_000;
+    let stop = AtomicBool::new(false);
+    let barrier = Barrier::new(purgers + 1);
+    let mut blocks = Vec::with_capacity(1 << 17);
+    let mut rounds = 0;
+    std::thread::scope(|scope| {
+        for _ in 0..purgers {
+            scope.spawn(|| {
+                barrier.wait();
+                barrier.wait();
+                while !stop.load(Ordering::Relaxed) {
+                    alloc_core::purge();
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+        }
+        barrier.wait();
+        limit(libc::RLIMIT_DATA, status("VmData"), 2 * LIVE);
+        barrier.wait();
+        let end = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < end {
+            for size in [64, 300, 1000, 3000, 9000, 20_000, 50_000, 100_000] {
+                for _ in 0..LIVE / size {
+                    // SAFETY: the layout is valid.
+                    let block = unsafe { ALLOC.alloc(layout(size)) };
+                    assert!(!block.is_null(), "{} of {size} bytes live, and no more to be had", blocks.len());
+                    blocks.push((block, layout(size)));
+                }
+                for (block, layout) in blocks.drain(..) {
+                    // SAFETY: allocated above with this layout.
+                    unsafe { ALLOC.dealloc(block, layout) };
+                }
+                rounds += 1;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("{rounds} rounds at half the limit beside {purgers} purging threads, none refused");
+}
+
+/// Promise: a child that is forked while another thread is in the middle of set-up decides its mode by itself.
+fn a_fork_in_the_middle_of_set_up_is_survived() {
+    for micros in [0, 50, 200, 1000, 4000, 12_000] {
+        play("fork", micros);
+    }
+}
+
+fn play_fork(micros: usize) {
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            barrier.wait();
+            // SAFETY: the block is given back with its layout.
+            unsafe { ALLOC.dealloc(ALLOC.alloc(layout(100)), layout(100)) };
+        });
+        barrier.wait();
+        std::thread::sleep(Duration::from_micros(micros as u64));
+        // SAFETY: the child does only what it may after a fork: it allocates here, and exits.
+        match unsafe { libc::fork() } {
+            0 => {
+                for _ in 0..2000 {
+                    // SAFETY: as above.
+                    unsafe { ALLOC.dealloc(ALLOC.alloc(layout(100)), layout(100)) };
+                }
+                let stats = alloc_core::stats();
+                let decided = !stats.mode.to_string().contains("being decided") && stats.bypasses < 100;
+                // SAFETY: ends the child without running handlers.
+                unsafe { libc::_exit(i32::from(!decided)) }
+            }
+            child => {
+                let mut status = 0;
+                // SAFETY: the child is ours and the place for its status valid.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0, "the child of a fork after {micros} µs");
+            }
+        }
+    });
+}
+
+/// Promise: `errno` survives an allocation, the first one and its warnings included.
+fn errno_is_kept_by_the_first_allocation() {
+    let mut command = child::again();
+    command.env(SCENE, "errno:0").env("RSEQ_ALLOC", "colour=red");
+    // A closed descriptor 2 makes the warning fail, which sets errno.
+    let finished = child::run(&mut command, LIMIT);
+    finished.expect_success("errno");
+}
+
+fn play_errno() {
+    // SAFETY: descriptor 2 is not used any more; errno is this thread's.
+    unsafe {
+        libc::close(2);
+        libc::__errno_location().write(77);
+        let block = ALLOC.alloc(layout(100));
+        assert_eq!(libc::__errno_location().read(), 77);
+        ALLOC.dealloc(block, layout(100));
+        assert_eq!(libc::__errno_location().read(), 77);
+    }
+}
+
+/// Promise: the largest budget means "as much as the classes allow".
+fn an_unlimited_budget_is_no_budget_of_zero() {
+    play("budget", usize::MAX);
+}
+
+fn play_budget(bytes: usize) {
+    let unlimited = RseqAlloc::new().shard_budget(bytes);
+    let mut blocks = Vec::with_capacity(1000);
+    for _ in 0..1000 {
+        // SAFETY: the layout is valid.
+        blocks.extend((0..1000).map(|_| unsafe { unlimited.alloc(layout(64)) }));
+        for block in blocks.drain(..) {
+            // SAFETY: allocated above with this layout.
+            unsafe { unlimited.dealloc(block, layout(64)) };
+        }
+    }
+    let stats = alloc_core::stats();
+    assert!(stats.depot_exchanges < 1000, "bursts of 1000 stay in the shard's lists: {stats}");
+}
+
+/// Promise: a program started through the loader by name, where the auxiliary vector tells no loader, comes to the same
+/// mode by `dlsym`, although that may allocate in the middle of set-up.
+fn the_loader_as_program_finds_the_symbols() {
+    let loader = std::fs::read_to_string("/proc/self/maps")
+        .expect("procfs")
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5).map(str::to_owned))
+        .find(|path| path.contains("/ld-linux") || path.contains("/ld-musl") || path.contains("/ld64"));
+    let Some(loader) = loader else {
+        println!("this binary is statically linked: there is no loader to start it by");
+        return;
+    };
+    let direct = play("mode", 0);
+    let mut command = std::process::Command::new(loader);
+    command.arg(std::env::current_exe().expect("the path of this binary")).env(SCENE, "mode:0");
+    let finished = child::run(&mut command, LIMIT);
+    finished.expect_success("through the loader");
+    assert_eq!(finished.stdout, direct);
+}
