@@ -221,7 +221,7 @@ fn visit<T>(
 pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usize) -> *mut u8 {
     let x = rounded(size, align);
     let (block, zeroed) = match bin(x) {
-        None => allocate_large(options, size, align),
+        None => allocate_large(options, x.wrapping_add(1), align),
         Some(bin) if class(class_of_bin(bin)).blocks == 1 => {
             // SAFETY: as in `allocate`.
             match unsafe { FAST.pop(displacement(bin)) } {
@@ -275,6 +275,8 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
         }
         (None, None) => {
             check_large(block, size);
+            // Rounded, as everything that `free` will compare with it.
+            let new_size = rounded(new_size, align).wrapping_add(1);
             // SAFETY: the block is the caller's, and large.
             if let Some(new) = unsafe { large::resize(old, new_size, align) } {
                 return new.as_ptr();
