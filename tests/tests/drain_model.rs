@@ -308,7 +308,7 @@ impl<'a> Running<'a> {
                             Some(top(magazine, CAPACITY))
                         }
                         Ok(Err(Refused::Sealed)) => break,
-                        Ok(Err(Refused::Differs)) | Err(Aborted) => self.model.from_depot(|top| count_of(top) > 0),
+                        Ok(Err(Refused::Differs)) | Err(Aborted) => self.model.take_from_depot(|top| count_of(top) > 0),
                     };
                     let Some(new) = found else { break };
                     self.install(seen, new);
@@ -326,7 +326,7 @@ impl<'a> Running<'a> {
                 Err(Aborted) => {}
                 Ok(Ok(())) => return,
                 Ok(Err(seen)) => {
-                    let Some(new) = self.model.from_depot(|top| count_of(top) < CAPACITY) else { break };
+                    let Some(new) = self.model.take_from_depot(|top| count_of(top) < CAPACITY) else { break };
                     self.install(seen, new);
                 }
             }
@@ -412,7 +412,7 @@ impl Model {
         assert!(self.in_use[block].swap(false, SeqCst), "block {block} was free already");
     }
 
-    fn from_depot(&self, wanted: impl Fn(usize) -> bool) -> Option<usize> {
+    fn take_from_depot(&self, wanted: impl Fn(usize) -> bool) -> Option<usize> {
         let mut depot = self.depot.lock().expect("no thread panicked");
         let index = depot.iter().position(|top| wanted(*top))?;
         Some(depot.swap_remove(index))
