@@ -239,12 +239,16 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
     block
 }
 
-/// A block that is a span of its own and may be fresh from the operating system; past the shard, which knows nothing
-/// about what its blocks hold.
+/// A block that is a span of its own: from the shard if it has one, which is not known to be zero, else from the spans,
+/// where it may be fresh from the operating system.
 fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
-    setup::decide_if_undecided(options);
     decay::tick();
-    if setup::route(options) == Route::Vcpu && OnVcpu::current().is_some_and(|access| shard::has_filled(&access, bin)) {
+    let cached = match setup::route(options) {
+        Route::Vcpu => OnVcpu::current().is_some_and(|access| shard::has_blocks(&access, bin)),
+        Route::Arena => arena::acquire().is_some_and(|arena| shard::has_blocks(&arena, bin)),
+        Route::Direct => false,
+    };
+    if cached {
         return (allocate_slow(displacement(bin), options), false);
     }
     match central::allocate_single(class_of_bin(bin)) {

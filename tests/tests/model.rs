@@ -6,13 +6,15 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alloc_core::RseqAlloc;
-use integration::pattern;
+use integration::{pattern, report};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 static HEAP: RseqAlloc = RseqAlloc::new();
 
@@ -166,13 +168,13 @@ impl Model {
         self.enter(at, Layout::from_size_align(size, live.layout.align()).expect("a valid layout"));
     }
 
-    /// What was asked for, and the most that it may cost when each size is rounded up to a class: a quarter more, on top
-    /// of what the alignment costs.
+    /// What was asked for, and the most that it may cost when each size is rounded up to a class: a quarter and a grain
+    /// more, on top of what the alignment costs.
     fn bounds(&self) -> (usize, usize) {
         let rounded = |layout: Layout| ((layout.size() - 1) | (layout.align() - 1)) + 1;
         self.blocks.values().fold((0, 0), |(least, most), live| {
             let rounded = rounded(live.layout);
-            (least + live.layout.size(), most + rounded + rounded / 4 + 4096 * usize::from(rounded > 1024))
+            (least + live.layout.size(), most + rounded + rounded / 4 + if rounded > 1024 { 4096 } else { 16 })
         })
     }
 
@@ -195,8 +197,20 @@ fn compare(model: &Model, baseline: usize) {
     assert!(stats.mapped >= stats.active, "mapped {} below active {}", stats.mapped, stats.active);
 }
 
+/// Another seed in every run, or `TEST_SEED`. The seed is written past libtest's capture: a run that the allocator
+/// itself ends by an abort has no other way to say how to repeat it.
+fn config(cases: u32) -> ProptestConfig {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let chosen = std::env::var("TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = chosen.unwrap_or(now.as_nanos() as u64);
+    let mut line = report::Line::new();
+    writeln!(line, "model: {cases} cases with TEST_SEED={seed}").expect("a short line");
+    line.write_to_stderr();
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(300))]
 
     /// One thread, exact books.
     #[test]
@@ -214,7 +228,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(60))]
 
     /// Four threads with a model each, the blocks of one freed by the next; the books are exact again at the end.
     #[test]

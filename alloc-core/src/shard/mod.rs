@@ -213,9 +213,10 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
     Visit::Done(block)
 }
 
-/// Whether the shard has blocks of `bin` in its lists, as a hint.
-pub(crate) fn has_filled(access: &impl Access, bin: usize) -> bool {
-    access.shard().filled(class_of_bin(bin)).load(Ordering::Relaxed) != 0
+/// Whether the shard has blocks of `bin`, as a hint.
+pub(crate) fn has_blocks(access: &impl Access, bin: usize) -> bool {
+    let shard = access.shard();
+    peek(shard.top(bin).load(Ordering::Relaxed)) != 0 || shard.filled(class_of_bin(bin)).load(Ordering::Relaxed) != 0
 }
 
 /// A magazine with blocks of a class, wherever the next one is.
