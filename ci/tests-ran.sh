@@ -69,13 +69,15 @@ while read -r package source; do
     if [ "$source" = src/lib.rs ]; then
         name=${package//-/_}
     fi
-    line=$(awk -v source="$source" -v name="$name" '$1 == source && $2 == name { print; exit }' <<<"$table")
-    if [ -z "$line" ]; then
+    # Cargo does not name the package, and two packages may have a test of one name: every line counts once.
+    number=$(awk -v source="$source" -v name="$name" '$1 == source && $2 == name { print NR; exit }' <<<"$table")
+    if [ -z "$number" ]; then
         printf 'tests-ran: %s of %s was not run\n' "$source" "$package"
         status=1
         continue
     fi
-    read -r _ _ passed failed <<<"$line"
+    read -r _ _ passed failed < <(sed -n "${number}p" <<<"$table")
+    table=$(sed "${number}d" <<<"$table")
     tests=$((tests + passed))
     if [ "$passed" -eq 0 ]; then
         printf 'tests-ran: %s of %s ran no test\n' "$source" "$package"
