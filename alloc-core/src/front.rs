@@ -14,7 +14,7 @@
 use crate::options::Options;
 use crate::os::futex::Lock;
 use crate::setup::{self, Route};
-use crate::shard::gate::FAST;
+use crate::shard::gate::fast;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
@@ -50,7 +50,7 @@ pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *
         return allocate_medium(x, align, options);
     }
     // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
-    let block = unsafe { FAST.pop(x & !7) };
+    let block = unsafe { fast::pop(x & !7) };
     if !block.is_null() {
         return block;
     }
@@ -69,7 +69,7 @@ pub(crate) unsafe fn free(options: &Options, block: *mut u8, size: usize, align:
         return unsafe { free_medium(block, x, options) };
     }
     // SAFETY: as in `allocate`; a block is neither 0 nor 1.
-    if !unsafe { FAST.push(x & !7, block.expose_provenance()) } {
+    if !unsafe { fast::push(x & !7, block.expose_provenance()) } {
         free_slow(block, x & !7, options);
     }
 }
@@ -80,7 +80,7 @@ fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
     match bin(x) {
         Some(bin) => {
             // SAFETY: as in `allocate`.
-            let block = unsafe { FAST.pop(displacement(bin)) };
+            let block = unsafe { fast::pop(displacement(bin)) };
             if !block.is_null() {
                 return block;
             }
@@ -99,7 +99,7 @@ unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
     match bin(x) {
         Some(bin) => {
             // SAFETY: as in `free`.
-            if !unsafe { FAST.push(displacement(bin), block.expose_provenance()) } {
+            if !unsafe { fast::push(displacement(bin), block.expose_provenance()) } {
                 free_slow(block, displacement(bin), options);
             }
         }
@@ -224,7 +224,7 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
         None => allocate_large(options, x.wrapping_add(1), align),
         Some(bin) if class(class_of_bin(bin)).blocks == 1 => {
             // SAFETY: as in `allocate`.
-            match unsafe { FAST.pop(displacement(bin)) } {
+            match unsafe { fast::pop(displacement(bin)) } {
                 block if block.is_null() => allocate_single(options, bin),
                 block => (block, false),
             }

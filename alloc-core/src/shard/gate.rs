@@ -20,6 +20,11 @@ use rseq_sys::sequence::{Stacks, Vcpu};
 
 /// What inlined code uses.
 pub(crate) static FAST: Stacks<SHARD_SHIFT> = Stacks::new();
+/// `pop` and `push` over [`FAST`]: the two sequences of the hit path.
+pub(crate) mod fast {
+    rseq_sys::stack_functions!(super::FAST, crate::shard::SHARD_SHIFT);
+}
+
 /// What the code behind the gate uses.
 pub(crate) static SHARDS: Stacks<SHARD_SHIFT> = Stacks::new();
 

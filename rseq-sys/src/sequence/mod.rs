@@ -69,8 +69,10 @@ use portable as imp;
 /// two in a row are already rare; sixteen mean a debugger or a storm.
 pub const MAX_ABORTS: u32 = 16;
 
-/// Aborts seen by all sequences of this copy of the crate. Written by the abort handlers alone, which are cold.
-static ABORTS: AtomicU64 = AtomicU64::new(0);
+/// Aborts seen by all sequences of this copy of the crate. Written by the abort handlers alone, which are cold. Public for
+/// the assembly that [`stack_functions`](crate::stack_functions) places in other crates.
+#[doc(hidden)]
+pub static ABORTS: AtomicU64 = AtomicU64::new(0);
 
 /// How many times a sequence of this process was aborted since it started.
 ///
@@ -318,6 +320,59 @@ pub struct Stacks<const SHIFT: u32> {
     id_offset: AtomicUsize,
     limit: AtomicUsize,
     base: AtomicPtr<u8>,
+}
+
+/// Functions `pop` and `push` over a [`Stacks`] table in a `static`, with the contracts of [`Stacks::pop`] and
+/// [`Stacks::push`].
+///
+/// On x86-64 their assembly names the static instead of taking its address in a register, which saves an instruction
+/// and, in code compiled before linking, a load: 11% of the time of a pair of calls. The static and its users must
+/// end up in the same linked object; a Rust `dylib` that others inline from does not do that.
+///
+/// ```
+/// mod cache {
+///     use rseq_sys::sequence::Stacks;
+///     pub(crate) static TABLE: Stacks<12> = Stacks::new();
+///     rseq_sys::stack_functions!(TABLE, 12);
+/// }
+/// // SAFETY: the table was never opened, so it has no headers.
+/// assert!(unsafe { cache::pop(0) }.is_null());
+/// // SAFETY: as above.
+/// assert!(!unsafe { cache::push(0, 64) });
+/// ```
+#[macro_export]
+macro_rules! stack_functions {
+    ($table:path, $shift:expr) => {
+        $crate::__rseq_stack_functions!($table, $shift);
+    };
+}
+
+/// Where no assembly names statics: by address.
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_stack_functions {
+    ($table:path, $shift:expr) => {
+        /// [`pop`](rseq_sys::sequence::Stacks::pop) for this table.
+        ///
+        /// # Safety
+        /// As there.
+        #[inline(always)]
+        pub(crate) unsafe fn pop(displacement: usize) -> *mut u8 {
+            // SAFETY: the contract of this function.
+            unsafe { $table.pop(displacement) }
+        }
+
+        /// [`push`](rseq_sys::sequence::Stacks::push) for this table.
+        ///
+        /// # Safety
+        /// As there.
+        #[inline(always)]
+        pub(crate) unsafe fn push(displacement: usize, p: usize) -> bool {
+            // SAFETY: the contract of this function.
+            unsafe { $table.push(displacement, p) }
+        }
+    };
 }
 
 /// The sentinel after the last slot of a stack. No object has this address.

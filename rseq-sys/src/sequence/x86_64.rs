@@ -14,7 +14,9 @@ use core::arch::asm;
 
 /// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t` is
 /// scratch. `delta` is the operand that holds the distance from the own block to the area in use.
-macro_rules! enter {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_enter {
     ($delta:literal) => {
         concat!(
             ".pushsection __rseq_cs, \"aw\"\n",
@@ -28,21 +30,25 @@ macro_rules! enter {
             $delta,
             "\n",
             "lea {t}, [rip + 9b]\n",
-            arm!(),
-            start!(),
+            $crate::__rseq_arm!(),
+            $crate::__rseq_start!(),
         )
     };
 }
 
 /// The store that arms the section.
 #[cfg(not(rseq_fault = "no_descriptor"))]
-macro_rules! arm {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_arm {
     () => {
         "mov qword ptr fs:[{off} + 8], {t}\n"
     };
 }
 #[cfg(rseq_fault = "no_descriptor")]
-macro_rules! arm {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_arm {
     () => {
         ""
     };
@@ -50,34 +56,44 @@ macro_rules! arm {
 
 /// The start of the section, right after the arming store.
 #[cfg(not(rseq_fault = "start_late"))]
-macro_rules! start {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_start {
     () => {
         "2:\n"
     };
 }
 /// With the fault: not there …
 #[cfg(rseq_fault = "start_late")]
-macro_rules! start {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_start {
     () => {
         ""
     };
 }
 /// … but where the id and the header's content have already been read.
 #[cfg(not(rseq_fault = "start_late"))]
-macro_rules! late_start {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_late_start {
     () => {
         ""
     };
 }
 #[cfg(rseq_fault = "start_late")]
-macro_rules! late_start {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_late_start {
     () => {
         "2:\n"
     };
 }
 
 /// The abort handler: signature, count, then `$after`.
-macro_rules! on_abort {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_on_abort {
     ($after:literal $(, $more:literal)*) => {
         concat!(
             ".pushsection __rseq_abort, \"ax\"\n",
@@ -92,39 +108,120 @@ macro_rules! on_abort {
     };
 }
 
-/// Header address in `id`, its content in `t`: shared by the two stack operations. Ends the section through `$away`
-/// where the id is not served.
-macro_rules! header {
-    ($away:literal) => {
+/// Header address in `id`, its content in `t`: shared by the two stack operations. The table is at `$at`. Ends the section
+/// through `$away` where the id is not served.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_header {
+    ($at:literal, $away:literal) => {
         concat!(
-            "mov {t}, qword ptr [{g} + 8]\n",
+            "mov {t}, qword ptr [",
+            $at,
+            " + 8]\n",
             "mov {id:e}, dword ptr fs:[{off} + {t}]\n",
-            "cmp {id}, qword ptr [{g} + 16]\n",
+            "cmp {id}, qword ptr [",
+            $at,
+            " + 16]\n",
             "jae ",
             $away,
             "\n",
             "shl {id}, {shift}\n",
-            "add {id}, qword ptr [{g} + 24]\n",
+            "add {id}, qword ptr [",
+            $at,
+            " + 24]\n",
             "add {id}, {x}\n",
             "mov {t}, qword ptr [{id}]\n",
-            late_start!(),
+            $crate::__rseq_late_start!(),
         )
     };
 }
 
 /// The last check of a pop, before its commit.
 #[cfg(not(rseq_fault = "commit_early"))]
-macro_rules! unless_empty {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_unless_empty {
     () => {
         "test {r}, {r}\njz 3f\n"
     };
 }
 /// With the fault the commit comes first, and only the caller tests what came back.
 #[cfg(rseq_fault = "commit_early")]
-macro_rules! unless_empty {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_unless_empty {
     () => {
         ""
     };
+}
+
+/// The assembly of [`super::Stacks::pop`], for a table that is an operand `$g` and addressed as `$at`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_pop {
+    ($delta:literal, $at:literal, ($($g:tt)+), $x:expr, $shift:expr) => {{
+        // A pointer from the start: a caller that tests it for null again has that test folded into its own.
+        let r: *mut u8;
+        // SAFETY: the section reads the thread's area (in static TLS), the table, one header and one slot, all valid by
+        // the contract of the function around this, and commits with one store to the header.
+        unsafe {
+            core::arch::asm!(
+                $crate::__rseq_enter!($delta),
+                $crate::__rseq_header!($at, "5f"),
+                "mov {r}, qword ptr [{t}]",
+                $crate::__rseq_unless_empty!(),
+                "sub {t}, 8",
+                "mov qword ptr [{id}], {t}", // commit
+                "3:",
+                $crate::__rseq_on_abort!("5:", "xor {r:e}, {r:e}", "jmp 3b"),
+                g = $($g)+,
+                x = in(reg) $x,
+                off = out(reg) _,
+                t = out(reg) _,
+                id = out(reg) _,
+                r = out(reg) r,
+                shift = const $shift,
+                aborts = sym $crate::sequence::ABORTS,
+                options(nostack)
+            );
+        }
+        r
+    }};
+}
+
+/// The assembly of [`super::Stacks::push`], likewise; leaves the function around it where the pointer is not taken.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_push {
+    ($delta:literal, $at:literal, ($($g:tt)+), $x:expr, $p:expr, $shift:expr) => {{
+        // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
+        unsafe {
+            core::arch::asm!(
+                $crate::__rseq_enter!($delta),
+                $crate::__rseq_header!($at, "{away}"),
+                "cmp qword ptr [{t} + 8], 1",
+                "je {away}",
+                "cmp qword ptr [{t}], {p}",
+                "je {away}",
+                "mov qword ptr [{t} + 8], {p}",
+                "add {t}, 8",
+                "mov qword ptr [{id}], {t}", // commit
+                "3:",
+                $crate::__rseq_on_abort!("jmp {away}"),
+                g = $($g)+,
+                x = in(reg) $x,
+                p = in(reg) $p,
+                off = out(reg) _,
+                t = out(reg) _,
+                id = out(reg) _,
+                shift = const $shift,
+                aborts = sym $crate::sequence::ABORTS,
+                away = label { return false },
+                options(nostack)
+            );
+        }
+        true
+    }};
 }
 
 /// See [`super::Stacks::pop`].
@@ -133,32 +230,7 @@ macro_rules! unless_empty {
 /// `g` is a [`super::Stacks`]; its contract holds.
 #[inline(always)]
 pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8 {
-    // A pointer from the start: a caller that tests it for null again has that test folded into its own.
-    let r: *mut u8;
-    // SAFETY: the section reads the thread's area (in static TLS), the table, one header and one slot, all valid by
-    // contract, and commits with one store to the header.
-    unsafe {
-        asm!(
-            enter!("qword ptr [{g}]"),
-            header!("5f"),
-            "mov {r}, qword ptr [{t}]",
-            unless_empty!(),
-            "sub {t}, 8",
-            "mov qword ptr [{id}], {t}", // commit
-            "3:",
-            on_abort!("5:", "xor {r:e}, {r:e}", "jmp 3b"),
-            g = in(reg) g,
-            x = in(reg) x,
-            off = out(reg) _,
-            t = out(reg) _,
-            id = out(reg) _,
-            r = out(reg) r,
-            shift = const SHIFT,
-            aborts = sym ABORTS,
-            options(nostack)
-        );
-    }
-    r
+    crate::__rseq_pop!("qword ptr [{g}]", "{g}", (in(reg) g), x, SHIFT)
 }
 
 /// See [`super::Stacks::push`].
@@ -167,33 +239,33 @@ pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8
 /// `g` is a [`super::Stacks`]; its contract holds.
 #[inline(always)]
 pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
-    // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
-    unsafe {
-        asm!(
-            enter!("qword ptr [{g}]"),
-            header!("{away}"),
-            "cmp qword ptr [{t} + 8], 1",
-            "je {away}",
-            "cmp qword ptr [{t}], {p}",
-            "je {away}",
-            "mov qword ptr [{t} + 8], {p}",
-            "add {t}, 8",
-            "mov qword ptr [{id}], {t}", // commit
-            "3:",
-            on_abort!("jmp {away}"),
-            g = in(reg) g,
-            x = in(reg) x,
-            p = in(reg) p,
-            off = out(reg) _,
-            t = out(reg) _,
-            id = out(reg) _,
-            shift = const SHIFT,
-            aborts = sym ABORTS,
-            away = label { return false },
-            options(nostack)
-        );
-    }
-    true
+    crate::__rseq_push!("qword ptr [{g}]", "{g}", (in(reg) g), x, p, SHIFT)
+}
+
+/// `pop` and `push` for a table in a `static`, which the assembly then names: an instruction less, and no load of an
+/// address before the section.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_stack_functions {
+    ($table:path, $shift:expr) => {
+        /// [`pop`](rseq_sys::sequence::Stacks::pop) for this table.
+        ///
+        /// # Safety
+        /// As there.
+        #[inline(always)]
+        pub(crate) unsafe fn pop(displacement: usize) -> *mut u8 {
+            $crate::__rseq_pop!("qword ptr [rip + {g}]", "rip + {g}", (sym $table), displacement, $shift)
+        }
+
+        /// [`push`](rseq_sys::sequence::Stacks::push) for this table.
+        ///
+        /// # Safety
+        /// As there.
+        #[inline(always)]
+        pub(crate) unsafe fn push(displacement: usize, p: usize) -> bool {
+            $crate::__rseq_push!("qword ptr [rip + {g}]", "rip + {g}", (sym $table), displacement, p, $shift)
+        }
+    };
 }
 
 /// The id of the area at `own_delta`.
@@ -223,7 +295,16 @@ macro_rules! leave {
             "3:\n",
             "xor {t:e}, {t:e}\n",
             "8:\n",
-            on_abort!("mov {t:e}, 3", "jmp 8b", "7:", "mov {t:e}, 2", "jmp 8b", "6:", "mov {t:e}, 1", "jmp 8b"),
+            $crate::__rseq_on_abort!(
+                "mov {t:e}, 3",
+                "jmp 8b",
+                "7:",
+                "mov {t:e}, 2",
+                "jmp 8b",
+                "6:",
+                "mov {t:e}, 1",
+                "jmp 8b"
+            ),
         )
     };
 }
@@ -231,7 +312,7 @@ macro_rules! leave {
 /// Is this the vCPU that was asked for?
 macro_rules! same_vcpu {
     () => {
-        concat!("cmp dword ptr fs:[{off} + {field}], {id:e}\n", "jne 7f\n", late_start!())
+        concat!("cmp dword ptr fs:[{off} + {field}], {id:e}\n", "jne 7f\n", $crate::__rseq_late_start!())
     };
 }
 
@@ -255,7 +336,7 @@ pub(super) unsafe fn compare_compare_store(
     // SAFETY: reads the area and two words, writes one, all valid by contract.
     unsafe {
         asm!(
-            enter!("{delta}"),
+            crate::__rseq_enter!("{delta}"),
             same_vcpu!(),
             "cmp qword ptr [{v2}], {expect2}",
             "jne 6f",
@@ -290,7 +371,7 @@ pub(super) unsafe fn add(own_delta: isize, id_offset: usize, id: u32, v: *mut us
     // SAFETY: reads the area, reads and writes one word, valid by contract.
     unsafe {
         asm!(
-            enter!("{delta}"),
+            crate::__rseq_enter!("{delta}"),
             same_vcpu!(),
             "add qword ptr [{v}], {n}", // commit
             leave!(),
@@ -328,7 +409,7 @@ pub(super) unsafe fn compare_load_store(
     // SAFETY: reads the area, two words and the word at `p + next_offset`, writes one, all valid by contract.
     unsafe {
         asm!(
-            enter!("{delta}"),
+            crate::__rseq_enter!("{delta}"),
             same_vcpu!(),
             "cmp qword ptr [{v2}], {expect2}",
             "jne 6f",
