@@ -60,9 +60,37 @@ pub(crate) const fn bin(x: usize) -> Option<usize> {
     }
 }
 
-/// The bin for `SMALL_MAX <= x < MEDIUM_MAX`.
+/// The bin for `SMALL_MAX <= x < MEDIUM_MAX`, by table: the instruction that finds the highest bit is slow on some
+/// processors, and shifts by its result are slow on others.
 #[inline]
 pub(crate) const fn medium_bin(x: usize) -> usize {
+    if x < 1 << EIGHT_STEPS_MAX_LOG {
+        LOW[(x >> LOW_SHIFT) % LOW.len()] as usize
+    } else {
+        HIGH[(x >> HIGH_SHIFT) % HIGH.len()] as usize
+    }
+}
+
+/// Sizes that differ below these bits only are of the same class, up to and above `EIGHT_STEPS_MAX_LOG`.
+const LOW_SHIFT: usize = SMALL_LOG - 3;
+const HIGH_SHIFT: usize = EIGHT_STEPS_MAX_LOG - 2;
+
+static LOW: [u8; 1 << (EIGHT_STEPS_MAX_LOG - LOW_SHIFT)] = bins(LOW_SHIFT);
+static HIGH: [u8; 1 << (MEDIUM_LOG - HIGH_SHIFT)] = bins(HIGH_SHIFT);
+
+/// The bins of all multiples of `1 << shift` from `SMALL_MAX` on.
+const fn bins<const N: usize>(shift: usize) -> [u8; N] {
+    let mut table = [0; N];
+    let mut i = SMALL_MAX.div_ceil(1 << shift);
+    while i < N {
+        table[i] = formula(i << shift) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// What the tables hold.
+const fn formula(x: usize) -> usize {
     let log = x.ilog2() as usize;
     if log < EIGHT_STEPS_MAX_LOG {
         SMALL_BINS + (log - SMALL_LOG) * 8 + ((x >> (log - 3)) & 7)
