@@ -3,7 +3,14 @@
 
 use crate::{large, os, pages};
 
-/// Lets pages and cached large blocks go whose time has come. Called where reading a coarse clock does not show.
+/// Sets the interval of both.
+pub(crate) fn set_ms(ms: u64) {
+    pages::set_decay_ms(ms);
+    large::set_decay_ms(ms);
+}
+
+/// Lets pages and cached large blocks go whose time has come. Called from slow paths only, where reading the coarse
+/// clock costs nothing that can be measured.
 pub(crate) fn tick() {
     let now = os::clock::now_ms();
     pages::tick(now);

@@ -78,41 +78,62 @@ fn die(line: &mut Line) -> ! {
     unsafe { libc::abort() }
 }
 
+/// When a bad free was seen, which decides where to look for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// In the call that is at fault.
+    Now,
+    /// When the magazine that the block had gone into was emptied.
+    Late,
+}
+
+/// Ends the line with when it was seen, and the process.
+#[cold]
+fn die_of_bad_free(line: &mut Line, seen: Seen) -> ! {
+    if seen == Seen::Late {
+        line.text(" (seen when its magazine was emptied; the faulty free was an earlier one)");
+    }
+    die(line)
+}
+
 /// The block at `address` was freed while it was free.
 #[cold]
-pub(crate) fn double_free(address: usize, seen_late: bool) -> ! {
-    let mut line = Line::new();
-    line.text("double free of ").hex(address);
-    if seen_late {
-        line.text(" (seen when the block went back to its span; the faulty free was an earlier one)");
-    }
-    die(&mut line)
+pub(crate) fn double_free(address: usize, seen: Seen) -> ! {
+    die_of_bad_free(Line::new().text("double free of ").hex(address), seen)
 }
 
 /// `address` was freed with the layout of blocks of `size` bytes but is not on the grid of its span.
 #[cold]
-pub(crate) fn off_grid(address: usize, size: usize) -> ! {
+pub(crate) fn off_grid(address: usize, size: usize, seen: Seen) -> ! {
     let mut line = Line::new();
-    line.text("free of ").hex(address).text(", which is not the start of a block of ").decimal(size);
-    line.text(" bytes (seen when it went back to its span; the faulty free was an earlier one)");
-    die(&mut line)
+    line.text("free of ").hex(address).text(", which is not the start of a block of ").decimal(size).text(" bytes");
+    die_of_bad_free(&mut line, seen)
 }
 
 /// `address` was freed as a block of `size` bytes but lies among blocks of `actual` bytes.
 #[cold]
-pub(crate) fn wrong_size(address: usize, size: usize, actual: usize) -> ! {
+pub(crate) fn wrong_size(address: usize, size: usize, actual: usize, seen: Seen) -> ! {
     let mut line = Line::new();
     line.text("free of ").hex(address).text(" as a block of ").decimal(size);
     line.text(" bytes, but it lies among blocks of ").decimal(actual).text(" bytes (wrong layout, or not its start)");
-    die(&mut line)
+    die_of_bad_free(&mut line, seen)
+}
+
+/// `address` was freed as a block of `size` bytes, but a large block of `actual` bytes starts there.
+#[cold]
+pub(crate) fn wrong_large_size(address: usize, size: usize, actual: usize, seen: Seen) -> ! {
+    let mut line = Line::new();
+    line.text("free of ").hex(address).text(" as a block of ").decimal(size);
+    line.text(" bytes, but a large block of ").decimal(actual).text(" bytes starts there (wrong layout)");
+    die_of_bad_free(&mut line, seen)
 }
 
 /// `address` was freed or resized, but no block of this allocator starts there.
 #[cold]
-pub(crate) fn foreign(address: usize) -> ! {
+pub(crate) fn foreign(address: usize, seen: Seen) -> ! {
     let mut line = Line::new();
     line.text("free of ").hex(address).text(", which this allocator does not know (foreign, or already freed)");
-    die(&mut line)
+    die_of_bad_free(&mut line, seen)
 }
 
 #[cfg(test)]

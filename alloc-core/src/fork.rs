@@ -1,6 +1,6 @@
 //! `fork` in a process with several threads: the child gets the memory of all threads and only one of them.
 //!
-//! Before the fork the forking thread takes all locks, in the order of the layers from the drainer downwards, so nothing that a
+//! Before the fork the forking thread takes all locks, in the order of the layers from recovery and the drainer downwards, so nothing that a
 //! lock guards is half done in the child. What no lock guards needs no care: each change of a vCPU's shard is one store,
 //! and the child's memory is a consistent cut through the stores of all threads (the kernel write-protects the pages
 //! one after the other, but a thread that writes to a protected page waits until the copy is complete, so no CPU sees

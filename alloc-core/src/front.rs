@@ -11,14 +11,16 @@
 //! functions for sizes beyond the small ones. Memory that cannot be had is tried once more after everything free was
 //! given back; then the answer is null.
 
+use crate::fatal::{self, Seen};
 use crate::options::Options;
 use crate::os::futex::Lock;
 use crate::setup::{self, Route};
+use crate::shard::arena::OnArena;
 use crate::shard::gate::fast;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
-use crate::{central, decay, fatal, large, os};
+use crate::{central, decay, large, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -125,15 +127,15 @@ fn free_large(block: *mut u8, size: usize) {
     // SAFETY: a large block that is looked up before it is believed.
     match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
         Some(Ok(())) => decay::tick(),
-        _ => fatal::foreign(block.addr()),
+        _ => fatal::foreign(block.addr(), Seen::Now),
     }
 }
 
 /// Ends the process if no large block of at least `size` bytes starts at `block`.
 fn check_large(block: *mut u8, size: usize) {
     match large::usable_size(block.addr()) {
-        None => fatal::foreign(block.addr()),
-        Some(len) if size > len => fatal::wrong_size(block.addr(), size, len),
+        None => fatal::foreign(block.addr(), Seen::Now),
+        Some(len) if size > len => fatal::wrong_large_size(block.addr(), size, len, Seen::Now),
         Some(_) => {}
     }
 }
@@ -189,7 +191,7 @@ fn free_slow(block: *mut u8, displacement: usize, options: &Options) {
 fn visit<T>(
     options: &Options,
     mut on_vcpu: impl FnMut(&OnVcpu) -> Visit<T>,
-    mut on_arena: impl FnMut(&arena::Locked) -> Visit<T>,
+    mut on_arena: impl FnMut(&OnArena) -> Visit<T>,
 ) -> Option<T> {
     let route = setup::route(options);
     for _ in 0..VISITS {

@@ -24,7 +24,7 @@ use crate::meta::{Pool, PoolItem};
 use crate::size_class::class;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use rseq_sys::sequence::FULL;
 
 /// Bytes of a magazine, and its alignment.
@@ -39,15 +39,14 @@ pub(crate) const CAPACITY: usize = WORDS - HEAD - 1;
 #[repr(C, align(2048))]
 pub(crate) struct Magazine {
     link: AtomicUsize,
-    capacity: u16,
-    count: u16,
-    depth: AtomicDepth,
-    class: usize,
-    words: [usize; WORDS - 3],
+    capacity: AtomicU16,
+    count: AtomicU16,
+    /// The depth of the list whose head it is; read by threads that do not own it, as a hint.
+    depth: AtomicU32,
+    class: AtomicUsize,
+    /// Read by threads that do not own it: sections that will be aborted, and [`peek`].
+    words: [AtomicUsize; WORDS - 3],
 }
-
-/// The depth of a list at a head; read by threads that do not own the head, as a hint.
-type AtomicDepth = core::sync::atomic::AtomicU32;
 
 /// Offset of the link, for sequences that pop a list.
 pub(crate) const LINK: usize = offset_of!(Magazine, link);
@@ -91,17 +90,16 @@ impl Owned {
     /// An empty magazine from the pool, `None` when memory is exhausted.
     pub(crate) fn new() -> Option<Self> {
         let magazine = POOL.get()?;
-        let words = magazine.as_ptr();
-        // SAFETY: the pool hands it to us alone.
-        let m = unsafe { &mut *words };
-        m.words[0] = 0;
-        m.words[WORDS - 4] = FULL;
+        let new = Self(magazine);
+        let m = new.get();
+        m.words[0].store(0, Relaxed);
+        m.words[WORDS - 4].store(FULL, Relaxed);
         // Zero when it is new, and then there is no sentinel to be taken away.
-        if m.capacity == 0 {
-            m.capacity = CAPACITY as u16;
+        if m.capacity.load(Relaxed) == 0 {
+            m.capacity.store(CAPACITY as u16, Relaxed);
         }
-        m.count = 0;
-        Some(Self(magazine))
+        m.count.store(0, Relaxed);
+        Some(new)
     }
 
     /// Gives an empty magazine back to the pool.
@@ -119,8 +117,8 @@ impl Owned {
         let address = top & !(MAGAZINE - 1);
         let pointer = core::ptr::with_exposed_provenance_mut::<Magazine>(address);
         // SAFETY: no magazine is at address 0.
-        let mut magazine = Self(unsafe { NonNull::new_unchecked(pointer) });
-        magazine.get_mut().count = count_of(top) as u16;
+        let magazine = Self(unsafe { NonNull::new_unchecked(pointer) });
+        magazine.get().count.store(count_of(top) as u16, Relaxed);
         magazine
     }
 
@@ -138,13 +136,9 @@ impl Owned {
     }
 
     fn get(&self) -> &Magazine {
-        // SAFETY: valid and owned exclusively.
+        // SAFETY: magazines are never unmapped. All fields are atomics, so that others may read them although this is the
+        // only owner.
         unsafe { self.0.as_ref() }
-    }
-
-    fn get_mut(&mut self) -> &mut Magazine {
-        // SAFETY: valid and owned exclusively. Sections that were cut do not read before they start again.
-        unsafe { self.0.as_mut() }
     }
 
     /// The address, while it stays ours.
@@ -156,24 +150,24 @@ impl Owned {
     pub(crate) fn prepare(&mut self, class: usize, capacity: usize) {
         debug_assert!(self.is_empty());
         let capacity = capacity.clamp(1, CAPACITY);
-        let m = self.get_mut();
-        let old = usize::from(m.capacity);
+        let m = self.get();
+        let old = usize::from(m.capacity.load(Relaxed));
         if old != capacity {
             // The sentinel at the physical end stays.
-            if let Some(word) = m.words.get_mut(old + 1).filter(|_| old < CAPACITY) {
-                *word = 0;
+            if let Some(word) = m.words.get(old + 1).filter(|_| old < CAPACITY) {
+                word.store(0, Relaxed);
             }
-            if let Some(word) = m.words.get_mut(capacity + 1) {
-                *word = FULL;
+            if let Some(word) = m.words.get(capacity + 1) {
+                word.store(FULL, Relaxed);
             }
-            m.capacity = capacity as u16;
+            m.capacity.store(capacity as u16, Relaxed);
         }
-        m.class = class;
+        m.class.store(class, Relaxed);
     }
 
     /// Pointers in it.
     pub(crate) fn count(&self) -> usize {
-        usize::from(self.get().count)
+        usize::from(self.get().count.load(Relaxed))
     }
 
     /// Whether there are none.
@@ -183,12 +177,12 @@ impl Owned {
 
     /// Pointers that fit.
     pub(crate) fn capacity(&self) -> usize {
-        usize::from(self.get().capacity)
+        usize::from(self.get().capacity.load(Relaxed))
     }
 
     /// The class that the pointers in it belong to.
     pub(crate) fn class(&self) -> usize {
-        self.get().class
+        self.get().class.load(Relaxed)
     }
 
     /// Bytes of the blocks in it.
@@ -198,23 +192,18 @@ impl Owned {
 
     /// Takes the topmost pointer.
     pub(crate) fn pop(&mut self) -> Option<usize> {
-        let m = self.get_mut();
-        let count = usize::from(m.count);
-        let p = m.words.get(count).copied().filter(|_| count > 0)?;
-        m.count -= 1;
-        Some(p)
+        let count = self.count();
+        let word = self.get().words.get(count).filter(|_| count > 0)?;
+        self.get().count.store(count as u16 - 1, Relaxed);
+        Some(word.load(Relaxed))
     }
 
     /// Adds a pointer; false if it is full.
     pub(crate) fn push(&mut self, p: usize) -> bool {
-        let m = self.get_mut();
-        if m.count >= m.capacity {
-            return false;
-        }
-        m.count += 1;
-        if let Some(word) = m.words.get_mut(usize::from(m.count)) {
-            *word = p;
-        }
+        let count = self.count() + 1;
+        let Some(word) = self.get().words.get(count).filter(|_| count <= self.capacity()) else { return false };
+        word.store(p, Relaxed);
+        self.get().count.store(count as u16, Relaxed);
         true
     }
 
@@ -232,7 +221,7 @@ impl Owned {
 
     /// Notes how deep the list is, this magazine included.
     pub(crate) fn set_depth(&self, depth: u32) {
-        self.get().depth.store(depth, Ordering::Relaxed);
+        self.get().depth.store(depth, Relaxed);
     }
 }
 
@@ -250,15 +239,15 @@ pub(crate) fn depth_of(head: usize) -> u32 {
     }
     let magazine = core::ptr::with_exposed_provenance::<Magazine>(head);
     // SAFETY: heads of lists are magazines, which are never unmapped; the field is atomic.
-    unsafe { &*core::ptr::addr_of!((*magazine).depth) }.load(Ordering::Relaxed)
+    unsafe { &*core::ptr::addr_of!((*magazine).depth) }.load(Relaxed)
 }
 
 /// The topmost pointer at `top`, 0 if the stack is empty, without owning it.
 #[inline]
 pub(crate) fn peek(top: usize) -> usize {
-    // SAFETY: a top is the address of a slot of a magazine or of the dummy, which are never unmapped. Others may write
-    // the slot at the same time; the value is a hint unless the caller knows better.
-    unsafe { (*core::ptr::with_exposed_provenance::<AtomicUsize>(top)).load(Ordering::Relaxed) }
+    // SAFETY: a top is the address of a slot of a magazine or of the dummy, which are never unmapped, and the slots are
+    // atomics. Others may write the slot at the same time; the value is a hint unless the caller knows better.
+    unsafe { (*core::ptr::with_exposed_provenance::<AtomicUsize>(top)).load(Relaxed) }
 }
 
 /// A list of magazines that its holder owns.
@@ -280,7 +269,7 @@ impl List {
 
     /// Adds a magazine.
     pub(crate) fn push(&mut self, magazine: Owned) {
-        magazine.link().store(self.head, Ordering::Relaxed);
+        magazine.link().store(self.head, Relaxed);
         self.head = magazine.into_address();
         self.len += 1;
     }
@@ -289,7 +278,7 @@ impl List {
     pub(crate) fn pop(&mut self) -> Option<Owned> {
         // SAFETY: what is in the list was owned by who put it there and is owned by the list now.
         let magazine = unsafe { Owned::from_address(self.head) }?;
-        self.head = magazine.link().load(Ordering::Relaxed);
+        self.head = magazine.link().load(Relaxed);
         self.len = self.len.saturating_sub(1);
         Some(magazine)
     }
@@ -304,7 +293,7 @@ impl List {
         let mut bytes = 0;
         // SAFETY: by contract every element of the chain is ours.
         while let Some(magazine) = unsafe { Owned::from_address(head) } {
-            head = magazine.link().load(Ordering::Relaxed);
+            head = magazine.link().load(Relaxed);
             bytes += magazine.bytes();
             self.push(magazine);
         }
@@ -319,8 +308,8 @@ impl List {
             let magazine = core::ptr::with_exposed_provenance::<Magazine>(at);
             // SAFETY: an element of this list, which the caller holds.
             let m = unsafe { &*magazine };
-            blocks += usize::from(m.count);
-            at = m.link.load(Ordering::Relaxed);
+            blocks += usize::from(m.count.load(Relaxed));
+            at = m.link.load(Relaxed);
         }
         blocks
     }

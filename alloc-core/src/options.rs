@@ -5,7 +5,7 @@
 //! ignored. Programs that run with other privileges than their caller's (`AT_SECURE`) ignore the environment.
 
 use crate::fatal::Line;
-use crate::{large, pages, shard};
+use crate::{decay, shard};
 use core::ffi::CStr;
 
 /// What the caches are indexed by.
@@ -14,7 +14,7 @@ pub enum IndexChoice {
     /// The kernel's concurrency id if it fills one, else the CPU number, else arenas.
     #[default]
     Auto,
-    /// The concurrency id; the CPU number where the kernel fills none.
+    /// The concurrency id; the CPU number where the kernel fills none, as `Auto` does.
     MmCid,
     /// The CPU number.
     CpuId,
@@ -42,14 +42,15 @@ impl Options {
         Self { index: IndexChoice::Auto, decay_ms: DEFAULT_DECAY_MS, shard_budget: shard::DEFAULT_BUDGET }
     }
 
-    /// These options with what the environment says about them, with or without a word on what makes no sense.
+    /// These options with what the environment says about them. `warnings`: whether wrong values are named on file
+    /// descriptor 2, which is not done again when a set-up begins again.
     pub(crate) fn with_environment(mut self, warnings: bool) -> Self {
         // SAFETY: always sound. <https://man7.org/linux/man-pages/man3/getauxval.3.html>
         if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
             return self;
         }
-        // SAFETY: a valid name. Nobody changes the environment during the first allocation of the process, before
-        // which no other thread can have been started from Rust.
+        // SAFETY: a valid name. As for every reader of the environment, a program that changes it while another thread
+        // is at its first allocation is at fault.
         let value = unsafe { libc::getenv(VARIABLE.as_ptr()) };
         if !value.is_null() {
             // SAFETY: getenv returns a C string. <https://man7.org/linux/man-pages/man3/getenv.3.html>
@@ -86,7 +87,7 @@ impl Options {
                 },
                 b"budget" => match bytes(value) {
                     Some(bytes) => self.shard_budget = bytes,
-                    None => warn(part, "expected bytes, as a number with K, M or G behind it or none"),
+                    None => warn(part, "expected a number of bytes, which may end in K, M or G"),
                 },
                 _ => warn(part, "unknown name; there are index, decay and budget"),
             }
@@ -95,8 +96,7 @@ impl Options {
 
     /// Hands each layer its part.
     pub(crate) fn apply(&self) {
-        pages::set_decay_ms(self.decay_ms);
-        large::set_decay_ms(self.decay_ms);
+        decay::set_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
     }
 }

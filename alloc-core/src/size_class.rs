@@ -245,7 +245,7 @@ pub(crate) const TABLE: [Class; CLASSES] = {
 #[inline]
 pub(crate) fn class(class: usize) -> &'static Class {
     debug_assert!(class > 0 && class < CLASSES);
-    // The minimum keeps the bounds check from becoming a panic.
+    // The test keeps the bounds check from becoming a panic.
     &CLASS[if class < CLASSES { class } else { 0 }]
 }
 

@@ -76,7 +76,7 @@ mod registration;
 pub mod sequence;
 
 pub use abi::Errno;
-pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, thread_words};
+pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, with_thread_words};
 pub use features::{FeatureSize, Registrar};
 pub use mode::{IndexKind, Mode, ModeWithIndex, Unavailable};
 pub use registration::{current_mode, ensure_thread, mode, thread_is_registered};

@@ -14,11 +14,12 @@ mod span;
 #[cfg(test)]
 mod tests;
 
+use crate::fatal::{self, Seen};
 use crate::magazine::{CAPACITY, Owned};
 use crate::meta::Pool;
 use crate::os::futex::{Lock, Locked};
 use crate::size_class::{CLASS, CLASSES, Class, PAGE_SHIFT, class};
-use crate::{fatal, map, pages};
+use crate::{large, map, pages};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
@@ -116,10 +117,10 @@ enum BadFree {
 
 impl BadFree {
     #[cold]
-    fn report(self, of: &Class) -> ! {
+    fn report(self, of: &Class, seen: Seen) -> ! {
         match self {
-            Self::OffGrid(block) => fatal::off_grid(block, of.size as usize),
-            Self::Twice(block) => fatal::double_free(block, true),
+            Self::OffGrid(block) => fatal::off_grid(block, of.size as usize, seen),
+            Self::Twice(block) => fatal::double_free(block, seen),
         }
     }
 }
@@ -219,19 +220,20 @@ pub(crate) fn allocate_single(class_index: usize) -> Option<(NonNull<u8>, bool)>
 }
 
 /// The span of a block that was freed as one of `class_index`; ends the process if the map says otherwise.
-fn span_of(block: usize, class_index: usize) -> NonNull<Span> {
+fn span_of(block: usize, class_index: usize, seen: Seen) -> NonNull<Span> {
     let (actual, owner) = map::lookup(block);
     if usize::from(actual) != class_index {
         let size = class(class_index).size as usize;
-        match usize::from(actual) {
-            0 => fatal::foreign(block),
-            other if other < CLASSES => fatal::wrong_size(block, size, class(other).size as usize),
-            _ => fatal::wrong_size(block, size, crate::large::usable_size(block).unwrap_or(0)),
+        match (usize::from(actual), large::usable_size(block)) {
+            (_, Some(len)) => fatal::wrong_large_size(block, size, len, seen),
+            (0, None) => fatal::foreign(block, seen),
+            (other, None) if other < CLASSES => fatal::wrong_size(block, size, class(other).size as usize, seen),
+            (_, None) => fatal::foreign(block, seen),
         }
     }
     match NonNull::new(owner.cast()) {
         Some(span) => span,
-        None => fatal::foreign(block),
+        None => fatal::foreign(block, seen),
     }
 }
 
@@ -246,7 +248,7 @@ pub(crate) fn flush(magazine: &mut Owned) {
     while let Some(block) = magazine.pop()
         && let Some(slot) = blocks.get_mut(len)
     {
-        *slot = (span_of(block, class_index), block);
+        *slot = (span_of(block, class_index, Seen::Late), block);
         len += 1;
     }
     let mut rest = blocks.iter().take(len);
@@ -266,7 +268,7 @@ pub(crate) fn flush(magazine: &mut Owned) {
             }
             Ok(())
         });
-        verdict.unwrap_or_else(|bad: BadFree| bad.report(of));
+        verdict.unwrap_or_else(|bad: BadFree| bad.report(of, Seen::Late));
         retired.into_iter().flatten().for_each(|span| retire(of, span));
     }
 }
@@ -274,11 +276,11 @@ pub(crate) fn flush(magazine: &mut Owned) {
 /// Returns one block, past the shards.
 pub(crate) fn free_one(class_index: usize, block: usize) {
     let of = class(class_index);
-    let span = span_of(block, class_index);
+    let span = span_of(block, class_index, Seen::Now);
     match with(class_index, |central| central.put(of, span, block)) {
         Ok(Some(span)) => retire(of, span),
         Ok(None) => {}
-        Err(bad) => bad.report(of),
+        Err(bad) => bad.report(of, Seen::Now),
     }
 }
 
@@ -290,11 +292,11 @@ pub(crate) unsafe fn resize_single(block: NonNull<u8>, from: usize, to: usize) -
     let (old, new) = (class(from), class(to));
     let (old_pages, new_pages) = (usize::from(old.pages), usize::from(new.pages));
     let base = block.as_ptr().addr();
-    let span = span_of(base, from);
+    let span = span_of(base, from, Seen::Now);
     // SAFETY: the span's only block is the caller's, so nobody else uses it.
     let s = unsafe { &mut *span.as_ptr() };
     if s.base != base {
-        fatal::off_grid(base, old.size as usize);
+        fatal::off_grid(base, old.size as usize, Seen::Now);
     }
     // The block may be handed out again later for any alignment that its class promises.
     if !base.is_multiple_of(usize::from(new.align_pages) << PAGE_SHIFT) {

@@ -8,8 +8,7 @@
 
 use super::protocol::Place;
 use super::{Access, Miss, Shard};
-use crate::magazine;
-use crate::magazine::Owned;
+use crate::magazine::{self, Owned};
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
 use core::mem::size_of;
@@ -44,7 +43,7 @@ pub(crate) fn set_count(cpus: usize) {
 }
 
 /// An arena whose lock the thread holds.
-pub(crate) struct Locked {
+pub(crate) struct OnArena {
     shard: &'static Shard,
     _guard: Guard<'static>,
 }
@@ -54,9 +53,13 @@ fn arena(index: usize) -> &'static Arena {
 }
 
 /// The thread's arena, or the next one that is free. `None` when memory is exhausted.
-pub(crate) fn acquire() -> Option<Locked> {
+pub(crate) fn acquire() -> Option<OnArena> {
+    rseq_sys::with_thread_words(|words| acquire_from(&words[WORD]))
+}
+
+/// [`acquire`], with the word that remembers the thread's arena.
+fn acquire_from(word: &AtomicUsize) -> Option<OnArena> {
     let count = COUNT.load(Ordering::Relaxed).max(1);
-    let word = &rseq_sys::thread_words()[WORD];
     let mine = match word.load(Ordering::Relaxed) {
         0 => {
             let index = NEXT.fetch_add(1, Ordering::Relaxed) % count;
@@ -78,7 +81,7 @@ pub(crate) fn acquire() -> Option<Locked> {
     locked(arena(mine), arena(mine).lock.lock())
 }
 
-fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<Locked> {
+fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<OnArena> {
     let mut shard = arena.shard.load(Ordering::Relaxed);
     if shard.is_null() {
         shard = meta::alloc(size_of::<Shard>(), align_of::<Shard>())?.as_ptr().cast();
@@ -87,10 +90,10 @@ fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<Locked> {
         arena.shard.store(shard, Ordering::Release);
     }
     // SAFETY: shards are never freed.
-    Some(Locked { shard: unsafe { &*shard }, _guard: guard })
+    Some(OnArena { shard: unsafe { &*shard }, _guard: guard })
 }
 
-impl Access for Locked {
+impl Access for OnArena {
     fn shard(&self) -> &Shard {
         self.shard
     }
@@ -132,7 +135,7 @@ impl Access for Locked {
     }
 }
 
-impl Locked {
+impl OnArena {
     /// What the arena holds.
     pub(crate) fn usage(&self) -> super::Usage {
         self.shard.usage()
@@ -156,7 +159,7 @@ impl Locked {
 }
 
 /// Calls `f` with every arena in use, locked.
-pub(crate) fn for_each(mut f: impl FnMut(&Locked)) {
+pub(crate) fn for_each(mut f: impl FnMut(&OnArena)) {
     for arena in &TABLE {
         if arena.shard.load(Ordering::Acquire).is_null() {
             continue;

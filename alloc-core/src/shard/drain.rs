@@ -1,7 +1,7 @@
 //! Giving back what the shards hold: from all vCPUs by the sealed [`protocol`](super::protocol), from the arenas under
 //! their locks.
 //!
-//! One drain runs at a time. Its lock is the first in the order of all locks, so that `fork` never finds a shard sealed.
+//! One drain runs at a time. `fork` takes its lock, so it never finds a shard sealed.
 
 use super::protocol::{self, Place, Taken};
 use super::{Shard, arena, gate, vcpu};

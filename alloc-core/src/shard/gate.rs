@@ -4,18 +4,18 @@
 //! the slow path uses. Their limits are equal, except that `FAST` is 0 while the gate is closed. It is closed for good
 //! when a thread turns up on a slow path that is not registered although the C library registers all of them: under
 //! `mm_cid` its id reads as a valid one. That limits the damage and does not undo it: what such a thread did on the
-//! inlined path before went unprotected. Under `cpu_id` its id is all ones, and nothing happens. A feature that wants to
-//! see every call closes the gate too.
+//! inlined path before went unprotected. Under `cpu_id` its id is all ones, and nothing happens. A checked
+//! mode would close it too.
 //!
 //! An id at or beyond the limit leads to the slow path, which initialises the shards up to it and raises the limit. So
 //! nothing depends on the number of possible CPUs, on holes between them or on hot-plug. Limits are recomputed under one
-//! lock from what they follow from, never written back to an earlier value.
+//! lock, each time from the shards that exist and from whether the gate is closed.
 
 use super::{SHARD_SHIFT, Shard};
 use crate::os::{futex::Lock, mapping};
 use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Stacks, Vcpu};
 
 /// What inlined code uses.
@@ -39,8 +39,8 @@ static RESERVED: AtomicUsize = AtomicUsize::new(0);
 
 /// Guards the limits and what they follow from.
 static LIMITS: Lock = Lock::new();
-/// Reasons to keep the gate closed.
-static CLOSED: AtomicUsize = AtomicUsize::new(0);
+/// Whether the gate is closed for good.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Opens both tables for `vcpu`, over address space without any shard yet; false if there is none to be had. The limits
 /// are raised by the first call that comes with an id.
@@ -58,8 +58,10 @@ pub(crate) fn open(vcpu: Vcpu) -> bool {
         RESERVED.store(bytes / size_of::<Shard>(), Ordering::Relaxed);
         BASE.store(base, Ordering::Relaxed);
     }
-    SHARDS.open(vcpu, base.cast());
-    FAST.open(vcpu, base.cast());
+    // SAFETY: the limits are raised only once the mode is decided, which is after this; the reservation stays.
+    unsafe { SHARDS.open(vcpu, base.cast()) };
+    // SAFETY: as above.
+    unsafe { FAST.open(vcpu, base.cast()) };
     true
 }
 
@@ -121,7 +123,7 @@ fn raise(id: u32) -> Option<&'static Shard> {
 
 /// Recomputes what inlined code compares with. Under the lock of the limits.
 fn set_fast_limit() {
-    let limit = if CLOSED.load(Ordering::Relaxed) == 0 { SHARDS.limit() } else { 0 };
+    let limit = if CLOSED.load(Ordering::Relaxed) { 0 } else { SHARDS.limit() };
     // SAFETY: no larger than the other limit, whose headers are initialised.
     unsafe { FAST.set_limit(limit) };
 }
@@ -129,11 +131,11 @@ fn set_fast_limit() {
 /// Sends every call to the slow path from now on.
 #[cold]
 pub(crate) fn close_for_good() {
-    if CLOSED.load(Ordering::Relaxed) > 0 {
+    if CLOSED.load(Ordering::Relaxed) {
         return;
     }
     let _guard = LIMITS.lock();
-    CLOSED.store(1, Ordering::Relaxed);
+    CLOSED.store(true, Ordering::Relaxed);
     set_fast_limit();
 }
 

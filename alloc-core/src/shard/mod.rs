@@ -22,9 +22,10 @@ pub(crate) mod gate;
 mod protocol;
 pub(crate) mod vcpu;
 
+use crate::fatal::{self, Seen};
 use crate::magazine::{self, Owned, depth_of, dummy_top, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
-use crate::{central, decay, depot, fatal};
+use crate::{central, decay, depot};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -344,7 +345,7 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     if peek(top) == block {
         // The topmost of the free blocks is being freed again, if both words held that at the same time.
         if access.confirm(bin, top, block) {
-            fatal::double_free(block, false);
+            fatal::double_free(block, Seen::Now);
         }
         return Visit::Again;
     }

@@ -64,11 +64,14 @@ pub(crate) fn own_block() -> *mut OwnBlock {
 /// signal handlers, whether rseq is available or not. On an architecture without assembly of its own
 /// ([`HAVE_SEQUENCES`] is false) all threads share one set of words; treat their content as a hint there.
 ///
-/// The reference must not be kept beyond the life of the calling thread, nor handed to another one that may
-/// outlive it; `'static` stands for "as long as this thread".
+/// ```
+/// use core::sync::atomic::Ordering::Relaxed;
+/// rseq_sys::with_thread_words(|words| words[3].store(7, Relaxed));
+/// assert_eq!(rseq_sys::with_thread_words(|words| words[3].load(Relaxed)), 7);
+/// ```
 #[inline]
-pub fn thread_words() -> &'static [AtomicUsize; 4] {
+pub fn with_thread_words<R>(f: impl FnOnce(&[AtomicUsize; 4]) -> R) -> R {
     // SAFETY: the block is in the static TLS of the calling thread, aligned and initialised by the loader, and
-    // lives until the thread ends. Atomics allow shared access from signal handlers.
-    unsafe { &(*own_block()).user }
+    // lives until the thread ends, which is after `f`. Atomics allow shared access from signal handlers.
+    f(unsafe { &(*own_block()).user })
 }

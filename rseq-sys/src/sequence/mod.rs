@@ -17,11 +17,13 @@
 //!
 //! Where a sequence can be cut, and what each cut leaves behind:
 //!
-//! 1. Before the arming store: nothing was read. The section starts with the instruction right after that store, so
+//! 1. Before the arming store: no data and no id was read, only the table's distance to the area, which does not change
+//!    once the table is open (before, it leads to ids of all ones). The section starts with the instruction right after that store, so
 //!    there is no instruction that has read the id and is not covered.
 //! 2. Between start and the commit: reads only, except for the slot above the top of a stack that `push` fills, which
 //!    nobody reads before the top has moved over it. The abort handler does not look at any register of the
-//!    section; the inputs are in registers that the section does not write, so a retry starts from the same inputs.
+//!    section; the inputs are in registers that the section does not write, or in the table, so a retry starts from
+//!    the same inputs.
 //! 3. After the commit: the section is over. `rseq_cs` stays set; the kernel clears it when it next looks and finds
 //!    the instruction pointer outside.
 //!
@@ -33,16 +35,18 @@
 //!
 //! A sequence that was aborted [`MAX_ABORTS`] times in a row gives up ([`Outcome::GaveUp`]), so that no caller spins
 //! for ever under a debugger that single-steps or in a storm of signals. [`Stacks::pop`] and [`Stacks::push`] try
-//! once, since they are meant to be inlined; their callers retry out of line through [`Stacks::retry_pop`] and
+//! once, since they are meant to be inlined (as are the functions that [`stack_functions`](crate::stack_functions) makes
+//! for a static table); their callers retry out of line through [`Stacks::retry_pop`] and
 //! [`Stacks::retry_push`].
 //!
 //! # Rejected
 //!
-//! * Leaving `rseq_cs` armed between calls saves a store but needs the kernel to clear it on every switch, which
+//! * Not arming again while `rseq_cs` still holds the same descriptor saves a store but needs the kernel to clear it on every switch, which
 //!   newer kernels do not promise.
 //! * Committing with a read-modify-write instruction (`sub [top], 8`) saves an instruction but breaks whoever
 //!   exchanges the word from another CPU: the plain store writes a value that was computed from what was read,
-//!   so a later look tells whether the exchange or the commit came last.
+//!   so a later look tells whether the exchange or the commit came last. ([`Vcpu::add`] does commit so on x86-64, since
+//!   nobody may exchange a counter from outside.)
 //! * Counting aborts in a register costs an instruction on the way that is not aborted; the handler counts in memory
 //!   instead, and the retry loop is Rust code out of line.
 //!
@@ -326,7 +330,7 @@ pub struct Stacks<const SHIFT: u32> {
 /// [`Stacks::push`].
 ///
 /// On x86-64 their assembly names the static instead of taking its address in a register, which saves an instruction
-/// and, in code compiled before linking, a load: 11% of the time of a pair of calls. The static and its users must
+/// and, in code compiled before linking, a load. The static and its users must
 /// end up in the same linked object; a Rust `dylib` that others inline from does not do that.
 ///
 /// ```
@@ -343,6 +347,8 @@ pub struct Stacks<const SHIFT: u32> {
 #[macro_export]
 macro_rules! stack_functions {
     ($table:path, $shift:expr) => {
+        // The assembly takes any static and any shift: hold them to the type.
+        const _: fn() -> &'static $crate::sequence::Stacks<{ $shift }> = || &$table;
         $crate::__rseq_stack_functions!($table, $shift);
     };
 }
@@ -403,8 +409,11 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
         }
     }
 
-    /// Says where the ids come from and where the headers are, once, before the limit is first raised.
-    pub fn open(&self, vcpu: Vcpu, base: *mut u8) {
+    /// Says where the ids come from and where the headers are.
+    ///
+    /// # Safety
+    /// The limit is 0 and has always been. `base` stays valid for every id that is served later.
+    pub unsafe fn open(&self, vcpu: Vcpu, base: *mut u8) {
         self.base.store(base, Ordering::Relaxed);
         self.id_offset.store(vcpu.id_offset, Ordering::Relaxed);
         // A thread that sees the new delta with the old limit of 0 is sent away. The limit is raised with Release
@@ -460,7 +469,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
     /// [`Stacks::pop`], again after each abort up to [`MAX_ABORTS`].
     ///
     /// # Errors
-    /// [`Outcome::Differs`]: closed or empty, [`Outcome::GaveUp`]: aborted too often.
+    /// [`Outcome::Differs`]: closed or empty, [`Outcome::GaveUp`]: [`MAX_ABORTS`] attempts in a row during each of which
+    /// this or another thread was aborted.
     ///
     /// # Safety
     /// As for [`Stacks::pop`].
@@ -472,7 +482,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
             if !p.is_null() {
                 return Ok(p);
             }
-            // Another thread's abort counts as ours here; that costs one more attempt, no more.
+            // Another thread's abort counts as ours here: one more attempt each time, and in a storm of them a give-up
+            // that was not ours, which only sends the caller the slower way.
             if aborts() == before {
                 return Err(Outcome::Differs);
             }
@@ -483,7 +494,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
     /// [`Stacks::push`], again after each abort up to [`MAX_ABORTS`].
     ///
     /// # Errors
-    /// [`Outcome::Differs`]: closed, full, or `p` is the topmost pointer; [`Outcome::GaveUp`]: aborted too often.
+    /// [`Outcome::Differs`]: closed, full, or `p` is the topmost pointer; [`Outcome::GaveUp`]: as for
+    /// [`Stacks::retry_pop`].
     ///
     /// # Safety
     /// As for [`Stacks::push`].

@@ -17,13 +17,14 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Nobody else uses the header or its stack during the call; both are valid as described at [`super::Stacks`].
 #[inline]
 pub unsafe fn pop_plain(header: *mut usize) -> usize {
+    // SAFETY: the header is a valid word.
+    let header = unsafe { word(header) };
+    let top = header.load(Ordering::Relaxed);
     // SAFETY: the header holds the address of a slot.
-    let top = unsafe { header.read() };
-    // SAFETY: as above.
-    let p = unsafe { core::ptr::with_exposed_provenance::<usize>(top).read() };
+    let p = unsafe { word(core::ptr::with_exposed_provenance(top)) }.load(Ordering::Relaxed);
     if p != 0 {
-        // SAFETY: a slot that does not hold 0 has another below it.
-        unsafe { header.write(top - size_of::<usize>()) };
+        // A slot that does not hold 0 has another below it.
+        header.store(top - size_of::<usize>(), Ordering::Relaxed);
     }
     p
 }
@@ -34,19 +35,20 @@ pub unsafe fn pop_plain(header: *mut usize) -> usize {
 /// As for [`pop_plain`].
 #[inline]
 pub unsafe fn push_plain(header: *mut usize, p: usize) -> bool {
+    // SAFETY: the header is a valid word.
+    let header = unsafe { word(header) };
+    let top = header.load(Ordering::Relaxed);
     // SAFETY: the header holds the address of a slot.
-    let top = unsafe { header.read() };
-    let slot = core::ptr::with_exposed_provenance_mut::<usize>(top);
+    let slot = unsafe { word(core::ptr::with_exposed_provenance(top)) };
+    let above = top + size_of::<usize>();
     // SAFETY: every slot that is not the upper sentinel has another above it.
-    let above = unsafe { slot.add(1) };
-    // SAFETY: as above.
-    if unsafe { above.read() == FULL || slot.read() == p } {
+    let free = unsafe { word(core::ptr::with_exposed_provenance(above)) };
+    if free.load(Ordering::Relaxed) == FULL || slot.load(Ordering::Relaxed) == p {
         return false;
     }
-    // SAFETY: the slot above the top is free, for it does not hold the sentinel.
-    unsafe { above.write(p) };
-    // SAFETY: the header is the caller's.
-    unsafe { header.write(above.expose_provenance()) };
+    // The slot above the top is free, for it does not hold the sentinel.
+    free.store(p, Ordering::Relaxed);
+    header.store(above, Ordering::Relaxed);
     true
 }
 
@@ -98,7 +100,7 @@ pub fn read_id(_own_delta: isize, _id_offset: usize) -> u32 {
     0
 }
 
-/// A word that sections read and write; atomic, because a drainer may exchange it meanwhile.
+/// A word of a header or a stack; atomic, because a drainer may exchange it, or another thread look at it, meanwhile.
 ///
 /// # Safety
 /// `v` is a valid, aligned word.

@@ -27,7 +27,8 @@ impl Fixture {
         }
         let table = Stacks::new();
         if let Some(vcpu) = vcpu {
-            table.open(vcpu, shards.as_mut_ptr().cast());
+            // SAFETY: the table is new, and the shards live as long as it.
+            unsafe { table.open(vcpu, shards.as_mut_ptr().cast()) };
         } else {
             table.base.store(shards.as_mut_ptr().cast(), Ordering::Relaxed);
         }

@@ -1,6 +1,7 @@
 //! Commit sequences for x86-64.
 //!
-//! Every block is numbered alike: 2 is the start, 3 the end of the section, 4 the abort handler, 9 the descriptor. The
+//! Every block is numbered alike: 2 is the start, 3 the end of the section, 4 the abort handler, 5 to 8 the ways out
+//! beside it, 9 the descriptor. The
 //! labels are numeric because the compiler may copy a block that it inlines; each copy has its own descriptor, handler
 //! and section. Handlers stand in a section of their own with the signature in front, encoded as the displacement of a
 //! `ud1`, so that a disassembler stays in step. The descriptors hold addresses that a position-independent object
