@@ -116,3 +116,62 @@ pub(crate) fn usage() -> Usage {
 pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
     FULL.iter().map(|list| list.raw()).chain([EMPTY.raw()])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::central;
+    use crate::size_class::{bin, class_of_bin};
+    use proptest::prelude::*;
+    extern crate std;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
+
+        /// Whatever goes in and out, a magazine comes out with its class and blocks, and no block is in two hands. Another
+        /// test may drain the depot at any time, so an empty answer is always allowed.
+        #[test]
+        fn magazines_keep_their_blocks(steps in proptest::collection::vec(any::<bool>(), 1..80)) {
+            let class_index = class_of_bin(bin(856 - 1).unwrap());
+            let mut held: std::vec::Vec<Owned> = std::vec::Vec::new();
+            let mut blocks = BTreeSet::new();
+            let hold = |mut magazine: Owned, blocks: &mut BTreeSet<usize>| {
+                assert_eq!(magazine.class(), class_index);
+                let mut taken = std::vec::Vec::new();
+                while let Some(block) = magazine.pop() {
+                    assert!(blocks.insert(block), "in two hands");
+                    taken.push(block);
+                }
+                assert!(!taken.is_empty());
+                assert!(taken.iter().rev().all(|&block| magazine.push(block)));
+                magazine
+            };
+            for put in steps {
+                if put {
+                    let magazine = held.pop().or_else(|| {
+                        let mut magazine = take_empty()?;
+                        magazine.prepare(class_index, 9);
+                        (central::fill(&mut magazine, 9) > 0).then(|| hold(magazine, &mut blocks))
+                    });
+                    let mut magazine = magazine.unwrap();
+                    let mut taken = std::vec::Vec::new();
+                    while let Some(block) = magazine.pop() {
+                        blocks.remove(&block);
+                        taken.push(block);
+                    }
+                    assert!(taken.iter().rev().all(|&block| magazine.push(block)));
+                    if let Err(back) = put_full(magazine) {
+                        held.push(hold(back, &mut blocks));
+                    }
+                } else if let Some(magazine) = take_full(class_index) {
+                    held.push(hold(magazine, &mut blocks));
+                }
+            }
+            for mut magazine in held {
+                central::flush(&mut magazine);
+                put_empty(magazine);
+            }
+        }
+    }
+}

@@ -318,6 +318,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    extern crate std;
 
     #[test]
     fn sentinels_follow_the_capacity() {
@@ -372,5 +373,40 @@ mod tests {
             m.discard();
         }
         assert!(list.pop().is_none());
+    }
+
+    proptest::proptest! {
+        /// Any sequence of pushes, pops and changes of capacity agrees with a vector, and the sentinels stand where they must.
+        #[test]
+        fn any_sequence_agrees_with_a_vector(steps in proptest::collection::vec((0..5u8, 1..300usize), 1..400)) {
+            let mut magazine = Owned::new().unwrap();
+            magazine.prepare(3, 59);
+            let (mut model, mut capacity) = (std::vec::Vec::new(), 59);
+            for (step, n) in steps {
+                match step {
+                    0 | 1 => {
+                        for p in (1..=n).map(|i| 16 * i) {
+                            assert_eq!(magazine.push(p), model.len() < capacity);
+                            if model.len() < capacity {
+                                model.push(p);
+                            }
+                        }
+                    }
+                    2 | 3 => (0..n).for_each(|_| assert_eq!(magazine.pop(), model.pop())),
+                    _ if model.is_empty() => {
+                        capacity = n.clamp(1, CAPACITY);
+                        magazine.prepare(3, n);
+                    }
+                    _ => {}
+                }
+                assert_eq!((magazine.count(), magazine.capacity()), (model.len(), capacity));
+                let top = magazine.top();
+                assert_eq!(count_of(top), model.len());
+                assert_eq!(peek(top), model.last().copied().unwrap_or(0));
+                assert_eq!(peek(top + 8) == FULL, model.len() == capacity);
+            }
+            while magazine.pop().is_some() {}
+            magazine.discard();
+        }
     }
 }

@@ -371,4 +371,27 @@ mod tests {
         assert!(set(base, PAGES, 1, owner(8)));
         assert_eq!(touched() as usize, OWNER_UNITS + CLASS_UNITS);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+
+        /// Any sequence of set and clear agrees with a plain table, across the boundary between two leaves.
+        #[test]
+        fn any_sequence_agrees_with_a_table(steps in proptest::collection::vec((0..60usize, 1..20usize, 0..4u8), 1..40)) {
+            let base = unused_gib() + GIB - 40 * PAGE;
+            let mut table = [NONE; 80];
+            for (first, pages, class) in steps {
+                table[first..first + pages].fill(class);
+                if class == NONE {
+                    clear(base + first * PAGE, pages);
+                } else {
+                    assert!(set(base + first * PAGE, pages, class, owner(8 * usize::from(class))));
+                }
+            }
+            for (page, &class) in table.iter().enumerate() {
+                let expected = if class == NONE { ptr::null_mut() } else { owner(8 * usize::from(class)) };
+                assert_eq!(lookup(base + page * PAGE + 77), (class, expected));
+            }
+        }
+    }
 }

@@ -304,3 +304,54 @@ fn fork_hooks_leave_the_locks_free() {
     tick(0);
     purge();
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 24 }))]
+
+    /// Any sequence of allocations, resizes and frees agrees with a list of what is live: contents survive, blocks do not
+    /// overlap, the sums are right.
+    #[test]
+    fn any_sequence_agrees_with_the_model(steps in proptest::collection::vec((0..4u8, 0..usize::MAX, 1..6 * MIB), 1..40)) {
+        let heap = LargeHeap::new();
+        let mut live: Vec<(NonNull<u8>, usize, usize)> = Vec::new();
+        for (mark, (step, which, size)) in steps.into_iter().enumerate() {
+            match (step, live.len()) {
+                (0, _) | (_, 0) => {
+                    let (ptr, zeroed) = heap.allocate(size, 8).unwrap();
+                    assert!(!zeroed || holds(ptr, size, 0));
+                    fill(ptr, size, mark);
+                    live.push((ptr, size, mark));
+                }
+                (1, len) => {
+                    let (ptr, size, mark) = live.swap_remove(which % len);
+                    assert!(holds(ptr, size, mark));
+                    // SAFETY: given up.
+                    unsafe { heap.free(ptr, 0) }.unwrap();
+                }
+                (_, len) => {
+                    let (ptr, old, mark) = &mut live[which % len];
+                    // SAFETY: live, and the old address is not used again.
+                    if let Some(new) = unsafe { heap.resize(*ptr, size, 8) } {
+                        assert!(holds(new, size.min(*old), *mark));
+                        fill(new, size, *mark);
+                        (*ptr, *old) = (new, size);
+                    } else {
+                        assert!(holds(*ptr, *old, *mark), "a refused resize changes nothing");
+                    }
+                }
+            }
+            let mut starts: Vec<_> = live.iter().map(|(ptr, size, _)| (ptr.addr().get(), *size)).collect();
+            starts.sort_unstable();
+            assert!(starts.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+            assert!(heap.usage().live_bytes >= live.iter().map(|(_, size, _)| size).sum());
+        }
+        for (ptr, size, mark) in live {
+            assert!(holds(ptr, size, mark));
+            // SAFETY: given up.
+            unsafe { heap.free(ptr, 0) }.unwrap();
+        }
+        assert_eq!(heap.usage().live_bytes, 0);
+        heap.purge();
+        assert_eq!(heap.usage().mappings, 0);
+    }
+}

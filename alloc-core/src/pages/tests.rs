@@ -566,3 +566,17 @@ fn a_small_address_space_shrinks_the_reservation() {
     let bytes = statm(0) + (300 << 20);
     in_child(heap, || exhaust(heap, Limit::AddressSpace, bytes));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 6 }))]
+
+    /// As the random operations above, for any seed, size of an OS page and interval.
+    #[test]
+    fn any_operations_agree_with_the_model(
+        seed in 1..u64::MAX,
+        os_pages in proptest::sample::select(&[0usize, 1, 2, 8]),
+        interval in proptest::sample::select(&[0u64, 50, 500, 5000]),
+    ) {
+        run_model(os_pages, interval, seed);
+    }
+}
