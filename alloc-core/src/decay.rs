@@ -1,5 +1,5 @@
-//! Decay of both back ends: what has been free for long enough goes back to the operating system, a little at a time, on
-//! calls that come from slow paths; or all of it at once.
+//! Decay of both back ends: what has been free for long enough goes back to the operating system, a little at a time,
+//! on calls that come from slow paths; or all of it at once.
 
 use crate::{large, os, pages};
 

@@ -1,10 +1,11 @@
 //! The depot: full magazines of each class and empty ones for all, between the shards and the spans.
 //!
-//! What one vCPU frees and another one needs passes through here a magazine at a time, so the price of a lock is shared by
-//! up to 251 blocks and no span is touched. One short lock per class, and one for the empty magazines; a lock-free
+//! What one vCPU frees and another one needs passes through here a magazine at a time, so the price of a lock is shared
+//! by up to 251 blocks and no span is touched. One short lock per class, and one for the empty magazines; a lock-free
 //! depot measured the same and would have to deal with ABA.
 //!
-//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the spans.
+//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the
+//! spans.
 
 use crate::magazine::{List, Owned};
 use crate::os::futex::{Lock, Locked};
@@ -129,8 +130,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
 
-        /// Whatever goes in and out, a magazine comes out with its class and blocks, and no block is in two hands. Another
-        /// test may drain the depot at any time, so an empty answer is always allowed.
+        /// Whatever goes in and out, a magazine comes out with its class and blocks, and no block is in two hands.
+        /// Another test may drain the depot at any time, so an empty answer is always allowed.
         #[test]
         fn magazines_keep_their_blocks(steps in proptest::collection::vec(any::<bool>(), 1..80)) {
             let class_index = class_of_bin(bin(856 - 1).unwrap());

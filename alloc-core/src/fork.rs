@@ -1,14 +1,15 @@
 //! `fork` in a process with several threads: the child gets the memory of all threads and only one of them.
 //!
-//! Before the fork the forking thread takes all locks, in the order of the layers from recovery and the drainer downwards, so nothing that a
-//! lock guards is half done in the child. What no lock guards needs no care: each change of a vCPU's shard is one store,
-//! and the child's memory is a consistent cut through the stores of all threads (the kernel write-protects the pages
-//! one after the other, but a thread that writes to a protected page waits until the copy is complete, so no CPU sees
-//! a store from after its own cut before it). A magazine that another thread was moving between two places is lost in the
-//! child, a leak of its blocks. In the parent the locks are released, in the child made free anew.
+//! Before the fork the forking thread takes all locks, in the order of the layers from recovery and the drainer
+//! downwards, so nothing that a lock guards is half done in the child. What no lock guards needs no care: each change
+//! of a vCPU's shard is one store, and the child's memory is a consistent cut through the stores of all threads (the
+//! kernel write-protects the pages one after the other, but a thread that writes to a protected page waits until the
+//! copy is complete, so no CPU sees a store from after its own cut before it). A magazine that another thread was
+//! moving between two places is lost in the child, a leak of its blocks. In the parent the locks are released, in the
+//! child made free anew.
 //!
-//! The child has one thread and an address space of its own; its ids start from 0 again and lead to the same shards. The
-//! registrations of the thread with rseq and of the process with membarrier are inherited.
+//! The child has one thread and an address space of its own; its ids start from 0 again and lead to the same shards.
+//! The registrations of the thread with rseq and of the process with membarrier are inherited.
 //!
 //! Handlers that another library installed before run with all locks of this one held, and must not allocate.
 //!

@@ -148,8 +148,8 @@ pub(crate) fn lock() -> &'static Lock {
     &RECOVERY
 }
 
-/// Tries again, when memory is exhausted, after everything free was given back. One thread at a time: what one is giving
-/// back is in nobody's reach meanwhile, so another must not conclude from that that there is nothing.
+/// Tries again, when memory is exhausted, after everything free was given back. One thread at a time: what one is
+/// giving back is in nobody's reach meanwhile, so another must not conclude from that that there is nothing.
 #[cold]
 fn recover<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let _guard = RECOVERY.lock();

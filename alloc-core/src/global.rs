@@ -45,15 +45,15 @@ impl RseqAlloc {
     }
 
     /// Over how many milliseconds free pages go back to the operating system: 10 000 by default, 0 for at once,
-    /// `u64::MAX` for never. Calls that reach a slow path drive it; while a program only hits in its magazines, nothing goes
-    /// back. `RSEQ_ALLOC=decay=…` overrides it.
+    /// `u64::MAX` for never. Calls that reach a slow path drive it; while a program only hits in its magazines, nothing
+    /// goes back. `RSEQ_ALLOC=decay=…` overrides it.
     pub const fn decay_ms(mut self, ms: u64) -> Self {
         self.options.decay_ms = ms;
         self
     }
 
-    /// How many bytes of free blocks a vCPU keeps in its lists of filled magazines, over all classes: 4 MiB by default. The
-    /// loaded magazine of each class comes on top. `RSEQ_ALLOC=budget=…` overrides it.
+    /// How many bytes of free blocks a vCPU keeps in its lists of filled magazines, over all classes: 4 MiB by default.
+    /// The loaded magazine of each class comes on top. `RSEQ_ALLOC=budget=…` overrides it.
     pub const fn shard_budget(mut self, bytes: usize) -> Self {
         self.options.shard_budget = bytes;
         self

@@ -12,8 +12,8 @@
 //! }
 //! ```
 //!
-//! Taking or returning a block is one restartable sequence that ends in a plain store: no lock, no atomic instruction, no
-//! thread identity. So a block freed by another thread costs the same, and ten thousand threads cost no more memory
+//! Taking or returning a block is one restartable sequence that ends in a plain store: no lock, no atomic instruction,
+//! no thread identity. So a block freed by another thread costs the same, and ten thousand threads cost no more memory
 //! than the CPUs they run on. Where rseq cannot be had, the same caches are used as arenas under a lock.
 //!
 //! # Words
@@ -41,9 +41,9 @@
 //!
 //! # Layers, top to bottom
 //!
-//! `global` (the interface of Rust), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU caches),
-//! `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta` (memory for metadata) and
-//! `os`. Nothing imports upwards.
+//! `global` (the interface of Rust), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
+//! caches), `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta`
+//! (memory for metadata) and `os`. Nothing imports upwards.
 //!
 //! # Bad frees
 //!
@@ -62,15 +62,16 @@
 //!
 //! # Registration
 //!
-//! A thread whose rseq registration was made by the C library must keep it. Under `mm_cid` the kernel leaves an id that looks
-//! valid when it is taken back, and the thread would go on using a vCPU's shard without protection. Slow paths notice that and
-//! close the inlined path for the whole process; they cannot undo what was done before. `index=cpu_id` is immune.
+//! A thread whose rseq registration was made by the C library must keep it. Under `mm_cid` the kernel leaves an id that
+//! looks valid when it is taken back, and the thread would go on using a vCPU's shard without protection. Slow paths
+//! notice that and close the inlined path for the whole process; they cannot undo what was done before. `index=cpu_id`
+//! is immune.
 //!
 //! # Signals, fork, exhaustion
 //!
-//! Allocation in a signal handler is not promised (no more than `malloc` promises it), but a handler may interrupt an allocation
-//! at any instruction. After `fork` in a process with several threads the child may allocate. Exhaustion returns null,
-//! after everything free was given back and the request was tried once more. Nothing here panics.
+//! Allocation in a signal handler is not promised (no more than `malloc` promises it), but a handler may interrupt an
+//! allocation at any instruction. After `fork` in a process with several threads the child may allocate. Exhaustion
+//! returns null, after everything free was given back and the request was tried once more. Nothing here panics.
 
 #![no_std]
 

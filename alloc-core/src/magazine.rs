@@ -10,8 +10,9 @@
 //!   word 255                 1 for ever
 //! ```
 //!
-//! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the topmost filled
-//! slot, so a magazine is found from a top by masking. All others are owned: by a thread, a list of a shard, the depot.
+//! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the topmost
+//! filled slot, so a magazine is found from a top by masking. All others are owned: by a thread, a list of a shard, the
+//! depot.
 //!
 //! Invariants:
 //!
@@ -136,8 +137,8 @@ impl Owned {
     }
 
     fn get(&self) -> &Magazine {
-        // SAFETY: magazines are never unmapped. All fields are atomics, so that others may read them although this is the
-        // only owner.
+        // SAFETY: magazines are never unmapped. All fields are atomics, so that others may read them although this is
+        // the only owner.
         unsafe { self.0.as_ref() }
     }
 
@@ -376,7 +377,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Any sequence of pushes, pops and changes of capacity agrees with a vector, and the sentinels stand where they must.
+        /// Any sequence of pushes, pops and changes of capacity agrees with a vector, and the sentinels stand where
+        /// they must.
         #[test]
         fn any_sequence_agrees_with_a_vector(steps in proptest::collection::vec((0..5u8, 1..300usize), 1..400)) {
             let mut magazine = Owned::new().unwrap();

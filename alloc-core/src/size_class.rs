@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //!
-//! * A request of `size` and `align` is first rounded up to a multiple of its alignment. Every class that such a size lands
-//!   in is a multiple of that alignment, and spans start at an address aligned to the largest power of two that
-//!   divides the class size, so blocks are aligned without further ado. `x = (size - 1) | (align - 1)` is that
-//!   rounded size less one; all tables are indexed by it.
+//! * A request of `size` and `align` is first rounded up to a multiple of its alignment. Every class that such a size
+//!   lands in is a multiple of that alignment, and spans start at an address aligned to the largest power of two that
+//!   divides the class size, so blocks are aligned without further ado. `x = (size - 1) | (align - 1)` is that rounded
+//!   size less one; all tables are indexed by it.
 //! * Up to [`SMALL_MAX`] the *bin* is `x / 8`: no table stands between a request and its magazine. Above 64 bytes the
 //!   classes are multiples of 16, so two bins share one class there: they have magazines of their own but the same
 //!   spans and depot. Above `SMALL_MAX` every class has one bin.
@@ -168,8 +168,8 @@ const fn class_size(class: usize) -> usize {
     }
 }
 
-/// Pages of a span. Small spans hold [`SPAN_BLOCKS`] blocks or 64 KiB, whichever is less; beyond, the least waste at the
-/// end among spans of 64 to 256 KiB with at least four blocks, the shortest of equals.
+/// Pages of a span. Small spans hold [`SPAN_BLOCKS`] blocks or 64 KiB, whichever is less; beyond, the least waste at
+/// the end among spans of 64 to 256 KiB with at least four blocks, the shortest of equals.
 const fn span_pages(size: usize) -> usize {
     if size >= SINGLE_BLOCK {
         return size >> PAGE_SHIFT;
@@ -193,8 +193,8 @@ const fn span_pages(size: usize) -> usize {
 }
 
 /// Pointers in a magazine at most: 64 KiB worth of blocks within what the array holds, but a few even of large blocks,
-/// so that a loop that takes and returns one or two of them stays in its magazine. Depths 27, 59, 123 and 251 cost 5.6, 3.9,
-/// 3.3 and 3.1 ns per block on bursts of 1000, hence the start at 59 and the growth.
+/// so that a loop that takes and returns one or two of them stays in its magazine. Depths 27, 59, 123 and 251 cost 5.6,
+/// 3.9, 3.3 and 3.1 ns per block on bursts of 1000, hence the start at 59 and the growth.
 const fn capacity_max(size: usize) -> usize {
     let by_bytes = 64 * 1024 / size;
     let least = if size <= 64 * 1024 {

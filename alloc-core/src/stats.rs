@@ -1,7 +1,7 @@
 //! Statistics: what the layers hold and what they did, gathered on demand without allocation.
 //!
-//! Hit paths count nothing. Bytes are derived from what the layers know anyway (the tops of magazines, the sums under the
-//! class locks), counters are kept on slow paths. Figures are exact while no other thread allocates; otherwise
+//! Hit paths count nothing. Bytes are derived from what the layers know anyway (the tops of magazines, the sums under
+//! the class locks), counters are kept on slow paths. Figures are exact while no other thread allocates; otherwise
 //! blocks that are on their way between two layers may be counted in both or in neither.
 
 use crate::mode::Mode;

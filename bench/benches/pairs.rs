@@ -1,4 +1,5 @@
-//! Malloc and free on one thread, each allocator called directly: pairs of one size, of mixed sizes, and bursts of 1000.
+//! Malloc and free on one thread, each allocator called directly: pairs of one size, of mixed sizes, and bursts of
+//! 1000.
 //!
 //! The loops are those of `bench::single`; criterion decides how often they run. alloc-core's fast path is inlined into
 //! them (entry `rseq`) or not (`rseq, called`); the other allocators are always behind a call.

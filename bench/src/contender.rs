@@ -1,7 +1,7 @@
 //! The allocators that are measured.
 //!
-//! A [`Subject`] gives an allocator to generic code; a [`Contender`] is the finished set of timed loops for one subject.
-//! None of them is the global allocator of the process here: each is called directly, beside the others.
+//! A [`Subject`] gives an allocator to generic code; a [`Contender`] is the finished set of timed loops for one
+//! subject. None of them is the global allocator of the process here: each is called directly, beside the others.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;

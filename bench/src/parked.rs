@@ -1,9 +1,9 @@
 //! Many threads that each allocated, freed and then went to sleep: what an allocator keeps for threads that are there
 //! but idle, as in a server with a large thread pool.
 //!
-//! Resident memory belongs to a process, so each allocator has a program of its own (`src/bin/parked_*.rs`) that names it
-//! as the global allocator and calls [`child`]. [`Helper::run`] starts such a program and reads its result. The floor, for
-//! the threads' stacks and the runtime, is the system's program with threads that allocate nothing.
+//! Resident memory belongs to a process, so each allocator has a program of its own (`src/bin/parked_*.rs`) that names
+//! it as the global allocator and calls [`child`]. [`Helper::run`] starts such a program and reads its result. The
+//! floor, for the threads' stacks and the runtime, is the system's program with threads that allocate nothing.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::path::{Path, PathBuf};

@@ -24,9 +24,9 @@
 //! - No field that belongs to the kernel is ever written while an area is registered; the one field that is, is
 //!   `rseq_cs`. Registrations by libc are neither replaced nor removed.
 //! - Nothing here allocates, takes a lock, panics or changes `errno`, with two exceptions, on the first call of a
-//!   process or thread only: `dlsym`, used where the program was started by naming the loader on the command line, takes
-//!   the loader's lock and may allocate; `pthread_setspecific` may allocate. A nested call out of an allocator is answered with
-//!   [`Unavailable::Busy`] at once.
+//!   process or thread only: `dlsym`, used where the program was started by naming the loader on the command line,
+//!   takes the loader's lock and may allocate; `pthread_setspecific` may allocate. A nested call out of an allocator is
+//!   answered with [`Unavailable::Busy`] at once.
 //! - Any errno from the kernel means "not available" and is kept as the reason.
 //!
 //! # Limits
@@ -38,8 +38,8 @@
 //!   carries this crate has to be linked with `-z nodelete` or pin itself. The same goes for the exit hook.
 //! - A thread of a libc without rseq support that comes here for the first time from the last round of its
 //!   thread-specific data destructors stays registered until it exits.
-//! - arm64 kernels from 6.19 to 7.0.13 do not abort a section after a preemption that resumes on the same CPU. That is not
-//!   detected here.
+//! - arm64 kernels from 6.19 to 7.0.13 do not abort a section after a preemption that resumes on the same CPU. That is
+//!   not detected here.
 //! - A checkpoint that is restored on another kernel (CRIU) keeps the decisions of the old one; the README of the
 //!   crate lists what that breaks.
 //!

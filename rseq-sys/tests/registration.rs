@@ -1,5 +1,5 @@
-//! Promises: the mode is what libc and the kernel really say; where libc does not register, each thread is registered on
-//! first use and unregistered before it ends, after which it is told so; `fork` changes nothing; signals and first
+//! Promises: the mode is what libc and the kernel really say; where libc does not register, each thread is registered
+//! on first use and unregistered before it ends, after which it is told so; `fork` changes nothing; signals and first
 //! calls from many threads at once do no harm; errno stays as it was.
 //!
 //! Both cases are run: each test that depends on who registers starts this binary again, once as it is and once with

@@ -58,7 +58,8 @@ extern "C" fn hung(_signal: libc::c_int) {
 
 /// Aborts the process by `SIGALRM` after `seconds`, naming the running check; zero switches the watchdog off.
 ///
-/// Forked children inherit the handler but not the alarm ([alarm(2)](https://man7.org/linux/man-pages/man2/alarm.2.html)).
+/// Forked children inherit the handler but not the alarm
+/// ([alarm(2)](https://man7.org/linux/man-pages/man2/alarm.2.html)).
 pub fn watchdog(seconds: u32) {
     let handler = hung as extern "C" fn(libc::c_int) as usize;
     // SAFETY: the handler only formats on the stack, writes and aborts, which is async-signal-safe.

@@ -1,5 +1,5 @@
-//! Set-up and exhaustion under odd circumstances. The process runs on the system's allocator and uses ours directly, as a
-//! plug-in in a foreign program would, so each child decides when the first allocation comes.
+//! Set-up and exhaustion under odd circumstances. The process runs on the system's allocator and uses ours directly, as
+//! a plug-in in a foreign program would, so each child decides when the first allocation comes.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::ExitCode;
@@ -67,8 +67,8 @@ fn limit(resource: libc::__rlimit_resource_t, used: usize, room: usize) {
     assert_eq!(unsafe { libc::setrlimit(resource, &limit) }, 0);
 }
 
-/// Promise: reservations shrink under a small RLIMIT_AS, so that most of what is left serves blocks; what does not fit is
-/// refused with null, and freeing makes room again.
+/// Promise: reservations shrink under a small RLIMIT_AS, so that most of what is left serves blocks; what does not fit
+/// is refused with null, and freeing makes room again.
 fn a_small_address_space_is_used() {
     for mib in [16, 64, 256] {
         let served: usize = play("address_space", mib).trim().parse().expect("bytes");

@@ -1,10 +1,11 @@
 //! The choice between two allocators in one program.
 //!
-//! A block must be freed by the allocator it came from, so the choice has to stand before the first allocation and never
-//! change. Rust's runtime allocates before `main`, which is too early for ordinary argument parsing. Functions listed in
-//! `.init_array` run before that; one of them reads the command line from `/proc/self/cmdline` with plain system calls
-//! and a buffer on its stack, and sets a flag. Afterwards every allocation pays one load and one branch that always goes
-//! the same way. `main` compares the flag with what clap understood, so the two readings cannot part unnoticed.
+//! A block must be freed by the allocator it came from, so the choice has to stand before the first allocation and
+//! never change. Rust's runtime allocates before `main`, which is too early for ordinary argument parsing. Functions
+//! listed in `.init_array` run before that; one of them reads the command line from `/proc/self/cmdline` with plain
+//! system calls and a buffer on its stack, and sets a flag. Afterwards every allocation pays one load and one branch
+//! that always goes the same way. `main` compares the flag with what clap understood, so the two readings cannot part
+//! unnoticed.
 //!
 //! A program that needs no such choice declares `alloc_core::RseqAlloc` itself as its global allocator.
 

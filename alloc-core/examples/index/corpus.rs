@@ -1,7 +1,7 @@
 //! The documents: which files are indexed, and their text.
 //!
-//! Links are not followed, except where one was named on the command line, so a walk cannot run in circles. Left out are
-//! `.git` and every directory that carries a [cache tag](https://bford.info/cachedir/), as cargo's `target` does.
+//! Links are not followed, except where one was named on the command line, so a walk cannot run in circles. Left out
+//! are `.git` and every directory that carries a [cache tag](https://bford.info/cachedir/), as cargo's `target` does.
 //! Files are sorted by path and numbered in that order: document numbers do not depend on the threads.
 
 use std::fs;

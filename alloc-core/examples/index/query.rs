@@ -1,7 +1,7 @@
 //! Questions to the index: documents that contain all of some words.
 //!
-//! Documents are ranked by tf-idf: a word counts for more in a document the more often it stands there, with diminishing
-//! returns, and for more altogether the fewer documents have it.
+//! Documents are ranked by tf-idf: a word counts for more in a document the more often it stands there, with
+//! diminishing returns, and for more altogether the fewer documents have it.
 
 use crate::inverted::{Entry, Index, Posting, words};
 

@@ -18,8 +18,8 @@ pub(super) const FULLNESS: usize = 8;
 // SAFETY: a span is reached only under the lock of its class, or by the one who took it out of its list.
 unsafe impl Send for Span {}
 
-/// A span. All fields change only under the lock of the class, except `class` and `zeroed` of a span with a single block,
-/// which belong to whoever holds the block.
+/// A span. All fields change only under the lock of the class, except `class` and `zeroed` of a span with a single
+/// block, which belong to whoever holds the block.
 #[repr(C)]
 pub(crate) struct Span {
     /// Neighbours in the list it is in; `next` is the link of the pool when the span is not in use.

@@ -1,5 +1,5 @@
-//! Promises held here: blocks handed out are disjoint, on the grid, aligned as their class promises, and counted; what is
-//! returned can be handed out again; single blocks resize in place without touching their neighbours.
+//! Promises held here: blocks handed out are disjoint, on the grid, aligned as their class promises, and counted; what
+//! is returned can be handed out again; single blocks resize in place without touching their neighbours.
 //!
 //! The layer is one for the process, so each test uses classes of its own.
 

@@ -1,12 +1,12 @@
 //! Blocks too large for the page heap, each in a mapping of its own.
 //!
-//! A block is registered in the [`map`] by its first page only; the owner there is a [`Block`], a type-stable descriptor with
-//! address and length. Freed mappings wait a while in a small [`cache`], so that a program which allocates and frees
-//! the same large buffer makes no system calls and no page faults.
+//! A block is registered in the [`map`] by its first page only; the owner there is a [`Block`], a type-stable
+//! descriptor with address and length. Freed mappings wait a while in a small [`cache`], so that a program which
+//! allocates and frees the same large buffer makes no system calls and no page faults.
 //!
-//! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find each
-//! other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in small steps
-//! is cheap. Pages behind the contents are not touched and so cost address space only.
+//! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find
+//! each other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in
+//! small steps is cheap. Pages behind the contents are not touched and so cost address space only.
 //!
 //! Invariants:
 //! - A live block's address is in the map, with its descriptor, whose `addr` equals it. Whoever swaps `addr` for 0 has
@@ -421,8 +421,8 @@ pub(crate) unsafe fn free(ptr: NonNull<u8>) -> Result<(), NotOurs> {
 ///
 /// # Safety
 ///
-/// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. If another address
-/// comes back, the old one is no longer the caller's.
+/// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. If another
+/// address comes back, the old one is no longer the caller's.
 pub(crate) unsafe fn resize(ptr: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
     // SAFETY: passed on.
     unsafe { HEAP.resize(ptr, new_size, align) }

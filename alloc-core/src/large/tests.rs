@@ -308,8 +308,8 @@ fn fork_hooks_leave_the_locks_free() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 24 }))]
 
-    /// Any sequence of allocations, resizes and frees agrees with a list of what is live: contents survive, blocks do not
-    /// overlap, the sums are right.
+    /// Any sequence of allocations, resizes and frees agrees with a list of what is live: contents survive, blocks do
+    /// not overlap, the sums are right.
     #[test]
     fn any_sequence_agrees_with_the_model(steps in proptest::collection::vec((0..4u8, 0..usize::MAX, 1..6 * MIB), 1..40)) {
         let heap = LargeHeap::new();

@@ -2,8 +2,8 @@
 //!
 //! The idea is jemalloc's: free pages do not go back to the OS at once, because most are wanted again soon, but along a
 //! smooth curve, so that there is neither a burst of system calls nor a page fault for every reuse. Time is cut into
-//! [`EPOCHS`] epochs per interval. Pages that became free in one epoch count in full at first and then less from epoch to
-//! epoch, by the smoothstep 3x² - 2x³, until they count nothing:
+//! [`EPOCHS`] epochs per interval. Pages that became free in one epoch count in full at first and then less from epoch
+//! to epoch, by the smoothstep 3x² - 2x³, until they count nothing:
 //!
 //! ```text
 //! allowed = sum over ages a of  freed[a] * s(1 - a / EPOCHS)          excess = resident - allowed

@@ -12,8 +12,8 @@
 //! Every change goes through [`State::update`], which takes the huge page out of these places, changes it, adjusts the
 //! totals and puts it back. A few hundred nanoseconds, small beside what a run costs to fill.
 //!
-//! Growing happens under the lock: `mprotect` and the descriptor of a huge page come once per 2 MiB or more. Giving back
-//! does not; see [`super::release`].
+//! Growing happens under the lock: `mprotect` and the descriptor of a huge page come once per 2 MiB or more. Giving
+//! back does not; see [`super::release`].
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -292,8 +292,8 @@ impl State {
     }
 
     /// Picks a huge page to give memory back from, takes it out of the lists and marks what is to go: at most about
-    /// `pages` pages in at most `calls` ranges. Wholly free huge pages come first and go whole; then the sparsest that nobody
-    /// touched for a while, then the sparsest of all. `None`: nothing can go.
+    /// `pages` pages in at most `calls` ranges. Wholly free huge pages come first and go whole; then the sparsest that
+    /// nobody touched for a while, then the sparsest of all. `None`: nothing can go.
     pub(super) fn begin_release(&mut self, pages: usize, calls: usize) -> Option<(*mut HugePage, Bits)> {
         let page = self.candidate()?;
         let os_pages = self.os_pages();

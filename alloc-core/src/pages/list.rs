@@ -1,8 +1,8 @@
 //! Intrusive doubly linked lists of huge pages.
 //!
 //! A huge page has two pairs of links, so it can be in two lists at once: one that says where allocations find it and
-//! one that says when its free pages go back to the OS. The lists are circular behind a single head pointer, which gives both
-//! ends for one word and makes an empty list all zero bits.
+//! one that says when its free pages go back to the OS. The lists are circular behind a single head pointer, which
+//! gives both ends for one word and makes an empty list all zero bits.
 //!
 //! Invariant: a huge page is in at most one list per pair of links, and whoever removes it knows which list
 //! that is. All of it happens under the lock of the page heap.

@@ -8,8 +8,8 @@
 //! - **Returned** pages are with the OS: free, not resident, and zero when touched again.
 //!
 //! Runs come from the fullest huge page that has room, from the shortest free range in it, from resident memory rather
-//! than returned where that is equal, then from wholly free huge pages, then from fresh ones ([`fit`], [`heap`]). Free memory goes
-//! back along a curve over time ([`decay`]), wholly free huge pages first ([`release`]).
+//! than returned where that is equal, then from wholly free huge pages, then from fresh ones ([`fit`], [`heap`]). Free
+//! memory goes back along a curve over time ([`decay`]), wholly free huge pages first ([`release`]).
 //!
 //! Invariants: handed-out runs never overlap; `used + free resident + returned = committed` at any time; a run that is
 //! reported as zeroed was never written since the OS provided it; a failed request changes nothing.

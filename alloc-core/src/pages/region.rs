@@ -1,8 +1,8 @@
 //! Address space for the heap: large regions without access, opened step by step.
 //!
 //! A region is reserved at 64 GiB, which costs nothing but addresses, or smaller where those are limited. It is made
-//! usable from its start in steps that grow with the heap, from one huge page to 32 MiB: few system calls for a large heap,
-//! little commit charge (`RLIMIT_DATA`, strict overcommit, `mlockall`) for a small one. When a region is used up
+//! usable from its start in steps that grow with the heap, from one huge page to 32 MiB: few system calls for a large
+//! heap, little commit charge (`RLIMIT_DATA`, strict overcommit, `mlockall`) for a small one. When a region is used up
 //! another one follows; none is ever given back.
 //!
 //! Invariants: `fresh <= committed <= end`, all multiples of the huge page; everything from `fresh` on was

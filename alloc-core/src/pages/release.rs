@@ -10,8 +10,8 @@
 //!   lock heap; mark the pages as returned and zero; put the huge page back; unlock heap
 //! ```
 //!
-//! Others may free into the huge page or extend into the rest of it meanwhile, but allocate only elsewhere. `fork` waits
-//! for the releaser, so nothing is in transit in a child.
+//! Others may free into the huge page or extend into the rest of it meanwhile, but allocate only elsewhere. `fork`
+//! waits for the releaser, so nothing is in transit in a child.
 //!
 //! If the kernel refuses (locked memory), the pages stay free and resident, and the next epoch tries again.
 

@@ -8,8 +8,8 @@
 //! mode would close it too.
 //!
 //! An id at or beyond the limit leads to the slow path, which initialises the shards up to it and raises the limit. So
-//! nothing depends on the number of possible CPUs, on holes between them or on hot-plug. Limits are recomputed under one
-//! lock, each time from the shards that exist and from whether the gate is closed.
+//! nothing depends on the number of possible CPUs, on holes between them or on hot-plug. Limits are recomputed under
+//! one lock, each time from the shards that exist and from whether the gate is closed.
 
 use super::{SHARD_SHIFT, Shard};
 use crate::os::{futex::Lock, mapping};

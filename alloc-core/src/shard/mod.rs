@@ -7,9 +7,9 @@
 //!   [`protocol`].
 //! * An arena's shard changes only under its lock ([`arena`]).
 //!
-//! The slow paths here are the same for both, written over [`Access`]. They follow one rule: a magazine is owned by exactly
-//! one of a header, a list, the depot, or the thread that is moving it; each step hands it on by one commit, and a
-//! step that fails leaves it with the thread, which finds another place for it.
+//! The slow paths here are the same for both, written over [`Access`]. They follow one rule: a magazine is owned by
+//! exactly one of a header, a list, the depot, or the thread that is moving it; each step hands it on by one commit,
+//! and a step that fails leaves it with the thread, which finds another place for it.
 //!
 //! ```text
 //!   allocate: loaded magazine - filled list - depot - filled from the spans        first that has a block

@@ -14,8 +14,9 @@
 //! plain store overwrites the dummy and the last step sees it; or it is aborted. A section that starts after the
 //! exchange finds the dummy, which is both empty and full, so it goes to the slow path, which looks at the seal inside
 //! its section. Sections with the seal unseen have ended at fence 1, so after it no header changes by a replacement,
-//! and after fence 2 a header that is the dummy stays so until we unseal. Slow paths never install the dummy (`drain_own` does, under the drainer's lock), so a
-//! header can be the dummy again by nobody's hand but ours. One fence serves all shards of a batch.
+//! and after fence 2 a header that is the dummy stays so until we unseal. Slow paths never install the dummy
+//! (`drain_own` does, under the drainer's lock), so a header can be the dummy again by nobody's hand but ours. One
+//! fence serves all shards of a batch.
 //!
 //! With a single fence the exchange and a commit in flight race: the drainer would take a magazine that a section still
 //! owns. A first fence that fails ends the drain before anything was changed. A second one that fails, which takes a

@@ -1,5 +1,5 @@
-//! Promises held here: through a shard, by lock or by commits, no block is handed out twice or lost, and the sums of the
-//! layers add up. The model is the set of blocks that are out.
+//! Promises held here: through a shard, by lock or by commits, no block is handed out twice or lost, and the sums of
+//! the layers add up. The model is the set of blocks that are out.
 //!
 //! The layers below are one for the process, so each test uses bins of its own.
 

@@ -1,12 +1,12 @@
-//! Measures alloc-core, jemalloc, snmalloc and the C library's malloc in one run and prints the ratios of their times and
-//! memory.
+//! Measures alloc-core, jemalloc, snmalloc and the C library's malloc in one run and prints the ratios of their times
+//! and memory.
 //!
 //!     cargo run --release -p bench --bin ratios
 //!
-//! Every round visits every measure, and within a measure every allocator, in an order that rotates from round to round:
-//! what other programs do to the machine hits all allocators alike. Ratios are those of the medians over the rounds. The
-//! last lines say whether the two promises made for these figures hold here: 64-byte pairs take no longer than with
-//! jemalloc or snmalloc, and parked threads leave at most a quarter of jemalloc's resident memory.
+//! Every round visits every measure, and within a measure every allocator, in an order that rotates from round to
+//! round: what other programs do to the machine hits all allocators alike. Ratios are those of the medians over the
+//! rounds. The last lines say whether the two promises made for these figures hold here: 64-byte pairs take no longer
+//! than with jemalloc or snmalloc, and parked threads leave at most a quarter of jemalloc's resident memory.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -276,8 +276,8 @@ fn print_parked(parked: &Parked, options: &Options) {
     }
 }
 
-/// Prints whether 64-byte pairs take no longer than with either peer. The promise is about the loop with our code in it;
-/// the same behind a call is printed for the reader.
+/// Prints whether 64-byte pairs take no longer than with either peer. The promise is about the loop with our code in
+/// it; the same behind a call is printed for the reader.
 fn pairs_promise(times: &Times) -> bool {
     let median = |index: usize| times.of(index).median();
     let least = |index: usize| times.of(index).least();

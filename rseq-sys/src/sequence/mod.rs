@@ -18,8 +18,8 @@
 //! Where a sequence can be cut, and what each cut leaves behind:
 //!
 //! 1. Before the arming store: no data and no id was read, only the table's distance to the area, which does not change
-//!    once the table is open (before, it leads to ids of all ones). The section starts with the instruction right after that store, so
-//!    there is no instruction that has read the id and is not covered.
+//!    once the table is open (before, it leads to ids of all ones). The section starts with the instruction right after
+//!    that store, so there is no instruction that has read the id and is not covered.
 //! 2. Between start and the commit: reads only, except for the slot above the top of a stack that `push` fills, which
 //!    nobody reads before the top has moved over it. The abort handler does not look at any register of the
 //!    section; the inputs are in registers that the section does not write, or in the table, so a retry starts from
@@ -28,21 +28,20 @@
 //!    the instruction pointer outside.
 //!
 //! A nested sequence in a signal handler overwrites `rseq_cs`, but the handler's delivery has aborted ours before.
-//! Every retry arms again, since the kernel clears the field on abort. The descriptor and the abort handler live as long
-//! as the object they are in; an object that can be unloaded must pin itself first.
+//! Every retry arms again, since the kernel clears the field on abort. The descriptor and the abort handler live as
+//! long as the object they are in; an object that can be unloaded must pin itself first.
 //!
 //! # What bounds them
 //!
 //! A sequence that was aborted [`MAX_ABORTS`] times in a row gives up ([`Outcome::GaveUp`]), so that no caller spins
-//! for ever under a debugger that single-steps or in a storm of signals. [`Stacks::pop`] and [`Stacks::push`] try
-//! once, since they are meant to be inlined (as are the functions that [`stack_functions`](crate::stack_functions) makes
-//! for a static table); their callers retry out of line through [`Stacks::retry_pop`] and
-//! [`Stacks::retry_push`].
+//! for ever under a debugger that single-steps or in a storm of signals. [`Stacks::pop`] and [`Stacks::push`] try once,
+//! since they are meant to be inlined (as are the functions that [`stack_functions`](crate::stack_functions) makes for
+//! a static table); their callers retry out of line through [`Stacks::retry_pop`] and [`Stacks::retry_push`].
 //!
 //! # Rejected
 //!
-//! * Not arming again while `rseq_cs` still holds the same descriptor saves a store but needs the kernel to clear it on every switch, which
-//!   newer kernels do not promise.
+//! * Not arming again while `rseq_cs` still holds the same descriptor saves a store but needs the kernel to clear it on
+//!   every switch, which newer kernels do not promise.
 //! * Committing with a read-modify-write instruction (`sub [top], 8`) saves an instruction but breaks whoever
 //!   exchanges the word from another CPU: the plain store writes a value that was computed from what was read,
 //!   so a later look tells whether the exchange or the commit came last. ([`Vcpu::add`] does commit so on x86-64, since
@@ -73,8 +72,8 @@ use portable as imp;
 /// two in a row are already rare; sixteen mean a debugger or a storm.
 pub const MAX_ABORTS: u32 = 16;
 
-/// Aborts seen by all sequences of this copy of the crate. Written by the abort handlers alone, which are cold. Public for
-/// the assembly that [`stack_functions`](crate::stack_functions) places in other crates.
+/// Aborts seen by all sequences of this copy of the crate. Written by the abort handlers alone, which are cold. Public
+/// for the assembly that [`stack_functions`](crate::stack_functions) places in other crates.
 #[doc(hidden)]
 pub static ABORTS: AtomicU64 = AtomicU64::new(0);
 
@@ -302,8 +301,8 @@ impl Vcpu {
 ///
 /// A stack is an array of pointers below and above which two sentinels stand: the slot under the first holds 0, the
 /// slot after the last holds [`FULL`]. The header holds the address of the topmost filled slot (`top`). An array whose
-/// sentinels touch is both empty and full: a header that points at such a dummy sends both operations away, which is how
-/// an unused or drained header looks.
+/// sentinels touch is both empty and full: a header that points at such a dummy sends both operations away, which is
+/// how an unused or drained header looks.
 ///
 /// ```text
 ///   pop:   t = *header;  r = *t;  r == 0: empty;              *header = t - 1   (commit)
@@ -443,8 +442,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
         self.limit.store(limit, Ordering::Release);
     }
 
-    /// Takes the topmost pointer of the current vCPU's stack at `displacement`, in one attempt. Null means: closed, empty or
-    /// aborted; [`Stacks::retry_pop`] tells them apart.
+    /// Takes the topmost pointer of the current vCPU's stack at `displacement`, in one attempt. Null means: closed,
+    /// empty or aborted; [`Stacks::retry_pop`] tells them apart.
     ///
     /// # Safety
     /// `displacement` is that of a header. The stacks that headers point at stay mapped for ever; their slots are
@@ -455,8 +454,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
         unsafe { imp::pop::<SHIFT>(core::ptr::from_ref(self).cast(), displacement) }
     }
 
-    /// Puts `p` on the current vCPU's stack at `displacement`, in one attempt. False means: closed, full, `p` is already
-    /// the topmost pointer, or aborted; [`Stacks::retry_push`] tells them apart.
+    /// Puts `p` on the current vCPU's stack at `displacement`, in one attempt. False means: closed, full, `p` is
+    /// already the topmost pointer, or aborted; [`Stacks::retry_push`] tells them apart.
     ///
     /// # Safety
     /// As for [`Stacks::pop`]; `p` is neither 0 nor [`FULL`].
@@ -469,8 +468,8 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
     /// [`Stacks::pop`], again after each abort up to [`MAX_ABORTS`].
     ///
     /// # Errors
-    /// [`Outcome::Differs`]: closed or empty, [`Outcome::GaveUp`]: [`MAX_ABORTS`] attempts in a row during each of which
-    /// this or another thread was aborted.
+    /// [`Outcome::Differs`]: closed or empty, [`Outcome::GaveUp`]: [`MAX_ABORTS`] attempts in a row during each of
+    /// which this or another thread was aborted.
     ///
     /// # Safety
     /// As for [`Stacks::pop`].
@@ -525,8 +524,8 @@ impl Vcpu {
     /// above the top, where nobody looks.
     ///
     /// # Safety
-    /// `header` belongs to vCPU `id` of a [`Stacks`] table with the same kind of index; `new` is the top of a stack that the
-    /// caller owns exclusively; `seal` is a valid word.
+    /// `header` belongs to vCPU `id` of a [`Stacks`] table with the same kind of index; `new` is the top of a stack
+    /// that the caller owns exclusively; `seal` is a valid word.
     #[inline]
     pub unsafe fn replace(self, id: u32, header: *mut usize, expect: usize, seal: *const usize, new: usize) -> Outcome {
         #[cfg(rseq_fault = "replace_blind")]

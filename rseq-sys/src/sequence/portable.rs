@@ -4,9 +4,9 @@
 //! lock, or exclusive ownership. A fallback that takes a lock for each shard is built on them.
 //!
 //! The other functions have the signatures of the assembly files and stand in for them on other architectures, under
-//! Miri and in tests: one vCPU with the id 0 for the whole process, whose sections a spin lock keeps apart. That is what
-//! rseq promises (sections of one vCPU never interleave), only slower, so everything built on sequences behaves the
-//! same; no section is ever aborted.
+//! Miri and in tests: one vCPU with the id 0 for the whole process, whose sections a spin lock keeps apart. That is
+//! what rseq promises (sections of one vCPU never interleave), only slower, so everything built on sequences behaves
+//! the same; no section is ever aborted.
 
 use super::{Attempt, FULL};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

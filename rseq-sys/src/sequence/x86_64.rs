@@ -13,8 +13,8 @@
 use super::{ABORTS, Attempt};
 use core::arch::asm;
 
-/// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t` is
-/// scratch. `delta` is the operand that holds the distance from the own block to the area in use.
+/// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t`
+/// is scratch. `delta` is the operand that holds the distance from the own block to the area in use.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_enter {
@@ -109,8 +109,8 @@ macro_rules! __rseq_on_abort {
     };
 }
 
-/// Header address in `id`, its content in `t`: shared by the two stack operations. The table is at `$at`. Ends the section
-/// through `$away` where the id is not served.
+/// Header address in `id`, its content in `t`: shared by the two stack operations. The table is at `$at`. Ends the
+/// section through `$away` where the id is not served.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_header {

@@ -1,8 +1,8 @@
 //! What the binary says about itself: its code, its functions by name, and the descriptors of its restartable sections.
 //!
-//! Descriptors are read from the ELF section `__rseq_cs`, where they stand as `struct rseq_cs` (`linux/rseq.h`): version
-//! and flags, `start_ip`, `post_commit_offset`, `abort_ip`, 32 bytes each. In a position-independent executable the two
-//! addresses are filled in by the loader, so they are taken from the relative relocations instead of the file.
+//! Descriptors are read from the ELF section `__rseq_cs`, where they stand as `struct rseq_cs` (`linux/rseq.h`):
+//! version and flags, `start_ip`, `post_commit_offset`, `abort_ip`, 32 bytes each. In a position-independent executable
+//! the two addresses are filled in by the loader, so they are taken from the relative relocations instead of the file.
 
 use std::collections::HashMap;
 

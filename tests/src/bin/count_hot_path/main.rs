@@ -7,8 +7,8 @@
 //! contain no call and no lock prefix. Nothing is executed; the paths are found in the disassembly (`paths`), and the
 //! sections by the descriptors that the kernel itself would read (`image`).
 //!
-//! What sets up and takes down the function's stack frame (`push`, `pop`, `sub rsp`, `add rsp`) is listed but not counted: it
-//! belongs to the function that allocates, which keeps it for calls on other paths. `ret` is counted.
+//! What sets up and takes down the function's stack frame (`push`, `pop`, `sub rsp`, `add rsp`) is listed but not
+//! counted: it belongs to the function that allocates, which keeps it for calls on other paths. `ret` is counted.
 //!
 //! If several paths qualify, for instance one per way of finding the size class, the longest one is judged and listed.
 //! Only x86-64 is understood.
