@@ -17,7 +17,9 @@
 //!   [`FeatureSize`] are exactly that test. So `mm_cid` works on a kernel that has it, however old the libc is.
 //! - [`sequence`] has the commit sequences, indexed by `cpu_id` or `mm_cid`. Each gives up after a bounded number
 //!   of aborts, so nothing spins for ever under a debugger.
+//! - [`own_sequence`] is a page on how to write another one.
 //! - [`membarrier`] makes sections that run in other threads abort or finish.
+//! - [`self_test`] tries whether the kernel aborts what it should.
 //!
 //! # Contract
 //!
@@ -38,8 +40,8 @@
 //!   carries this crate has to be linked with `-z nodelete` or pin itself. The same goes for the exit hook.
 //! - A thread of a libc without rseq support that comes here for the first time from the last round of its
 //!   thread-specific data destructors stays registered until it exits.
-//! - arm64 kernels from 6.19 to 7.0.13 do not abort a section after a preemption that resumes on the same CPU. That is
-//!   not detected here.
+//! - arm64 kernels from 6.19 to 7.0.13 do not abort a section after a preemption that resumes on the same CPU. There
+//!   [`mode()`] tries it once, by [`self_test`], and refuses such a kernel.
 //! - A checkpoint that is restored on another kernel (CRIU) keeps the decisions of the old one; the README of the
 //!   crate lists what that breaks.
 //!
@@ -71,9 +73,12 @@ mod arch;
 pub mod features;
 pub mod membarrier;
 mod mode;
+pub mod own_sequence;
 pub mod probe;
 mod registration;
+pub mod self_test;
 pub mod sequence;
+mod signals;
 
 pub use abi::Errno;
 pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, with_thread_words};

@@ -143,6 +143,9 @@ pub enum Unavailable {
     Busy,
     /// This thread has passed its exit hook and is unregistered for good.
     Finished,
+    /// This kernel does not abort a section that was preempted, or might not and could not be tried: see
+    /// [`crate::self_test`].
+    NoAborts,
     /// Not asked for. This crate never answers it; it is there for libraries that offer such an option.
     SwitchedOff,
 }
@@ -160,6 +163,7 @@ impl Unavailable {
             Unavailable::Busy => (8, 0),
             Unavailable::Finished => (9, 0),
             Unavailable::SwitchedOff => (10, 0),
+            Unavailable::NoAborts => (11, 0),
         };
         (value << 8) as u32 | tag
     }
@@ -175,6 +179,7 @@ impl Unavailable {
             7 => Unavailable::NotRegistered(value),
             9 => Unavailable::Finished,
             10 => Unavailable::SwitchedOff,
+            11 => Unavailable::NoAborts,
             _ => Unavailable::Busy,
         }
     }
@@ -191,6 +196,7 @@ impl fmt::Display for Unavailable {
             Unavailable::NotRegistered(cpu_id) => write!(f, "this thread is not registered (cpu_id {cpu_id})"),
             Unavailable::Busy => f.write_str("this thread is just being registered"),
             Unavailable::Finished => f.write_str("this thread has unregistered and is about to end"),
+            Unavailable::NoAborts => f.write_str("this kernel does not abort preempted sections"),
             Unavailable::SwitchedOff => f.write_str("switched off by option"),
         }
     }
@@ -246,6 +252,7 @@ mod tests {
             Unavailable::NotRegistered(-2),
             Unavailable::Busy,
             Unavailable::Finished,
+            Unavailable::NoAborts,
             Unavailable::SwitchedOff,
         ] {
             assert_eq!(Unavailable::unpack(reason.pack()), reason);

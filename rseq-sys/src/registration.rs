@@ -26,16 +26,16 @@
 //! that libc registered.
 //!
 //! Sources: the kernel's `Documentation/userspace-api/rseq.rst`;
-//! [`pthread_key_create(3p)`](https://man7.org/linux/man-pages/man3/pthread_key_create.3p.html);
-//! [`pthread_sigmask(3)`](https://man7.org/linux/man-pages/man3/pthread_sigmask.3.html).
+//! [`pthread_key_create(3p)`](https://man7.org/linux/man-pages/man3/pthread_key_create.3p.html).
 
 use crate::abi::{CPU_ID_UNINITIALIZED, Errno, FLAG_UNREGISTER, KeepErrno, Rseq, SIGNATURE, sys_rseq};
-use crate::arch::{self, HAVE_SEQUENCES, OwnBlock};
+use crate::arch::{self, ABORTS_IN_DOUBT, HAVE_SEQUENCES, OwnBlock};
 use crate::features::{FeatureSize, OWN_AREA, Registrar, plan};
 use crate::mode::{Mode, Unavailable};
-use crate::probe;
+use crate::signals::BlockedSignals;
+use crate::{membarrier, probe, self_test};
 use core::ffi::c_void;
-use core::mem::{MaybeUninit, align_of};
+use core::mem::align_of;
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 
 /// Of the process: nobody asked yet. Of a thread: not registered by us.
@@ -151,9 +151,18 @@ fn examine() -> Result<u32, Unavailable> {
         Registrar::Ourselves => register_once(mode.registered_len),
     };
     Ok(match answer {
+        Ok(()) if ABORTS_IN_DOUBT && !aborts_are_real() => Unavailable::NoAborts.pack(),
         Ok(()) => READY,
         Err(reason) => reason.pack(),
     })
+}
+
+/// Whether this kernel aborts what it should.
+fn aborts_are_real() -> bool {
+    // The trial starts a thread, and registering for fences costs milliseconds in a process with two. An errno is kept
+    // there for whoever asks for a fence.
+    let _ = membarrier::register();
+    self_test::trusted()
 }
 
 /// Makes sure that sequences of the calling thread are protected: registers it if that is our task and has not been
@@ -312,29 +321,5 @@ fn unregister(len: u32) {
         for field in [cpu_id, node_id, mm_cid] {
             field.store(CPU_ID_UNINITIALIZED.cast_unsigned(), Ordering::Relaxed);
         }
-    }
-}
-
-/// All signals blocked in the calling thread, until dropped.
-struct BlockedSignals(libc::sigset_t);
-
-impl BlockedSignals {
-    fn new() -> Result<Self, Errno> {
-        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: both sets are written before they are read.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            match libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) {
-                0 => Ok(BlockedSignals(before.assume_init())),
-                errno => Err(Errno(errno)),
-            }
-        }
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // SAFETY: a set that was read from the kernel.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, core::ptr::null_mut()) };
     }
 }

@@ -25,8 +25,8 @@ mod imp;
 
 #[cfg(target_feature = "crt-static")]
 pub(crate) use imp::weak_libc_symbols;
+pub(crate) use imp::{ABORTS_IN_DOUBT, own_offset, thread_pointer};
 pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER};
-pub(crate) use imp::{own_offset, thread_pointer};
 
 /// The thread-local block of this crate: an rseq area for threads that nobody else registers, and the words that
 /// belong to it.

@@ -9,6 +9,9 @@ use core::cell::UnsafeCell;
 /// Whether this build has commit sequences in assembly.
 pub const HAVE_SEQUENCES: bool = false;
 
+/// Whether there are kernels for this architecture that do not abort what they should, so that it has to be tried.
+pub(crate) const ABORTS_IN_DOUBT: bool = false;
+
 /// Whether the processor performs loads in program order, so that data published with a store is seen by a plain load
 /// that follows a load of what published it.
 pub const LOADS_IN_ORDER: bool = true;

@@ -1,5 +1,6 @@
 //! The process as a whole: before `main`, under signals, after fork, on threads without a registration.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -21,11 +22,15 @@ pub extern "C" fn before_main() {
     let strings: Vec<String> = (0..500).map(|number| format!("before main {number}")).collect();
     LEFT.store(Box::into_raw(Box::new(strings)), Ordering::Release);
     churn_patterned(20, 2000);
-    let mut thread = 0;
+    // A number with glibc, a pointer with musl.
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     // SAFETY: the thread function needs nothing that is not there before main; the thread is joined below.
-    let started =
-        unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), thread_before_main, std::ptr::null_mut()) };
+    let started = unsafe {
+        libc::pthread_create(thread.as_mut_ptr(), std::ptr::null(), thread_before_main, std::ptr::null_mut())
+    };
     if started == 0 {
+        // SAFETY: the call above has written it.
+        let thread = unsafe { thread.assume_init() };
         // SAFETY: the thread was just created and nobody else joins it.
         unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
     }

@@ -67,7 +67,9 @@ pub(crate) fn control(shared: &Shared, threads: usize, cpus: &[usize], period: D
 /// the privilege it stays an ordinary one, which preempts less often
 /// ([sched(7)](https://man7.org/linux/man-pages/man7/sched.7.html)).
 pub(crate) fn preempt_others(sched_priority: i32) {
-    let priority = libc::sched_param { sched_priority };
+    // SAFETY: all zero is a valid parameter; with musl there are fields beside the priority.
+    let mut priority: libc::sched_param = unsafe { std::mem::zeroed() };
+    priority.sched_priority = sched_priority;
     // SAFETY: a valid parameter for the calling thread.
     unsafe { libc::pthread_setschedparam(libc::pthread_self(), libc::SCHED_FIFO, &raw const priority) };
 }

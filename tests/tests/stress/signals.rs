@@ -274,7 +274,7 @@ impl Timer {
         let created = unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) };
         assert_eq!(created, 0, "timer_create: {}", std::io::Error::last_os_error());
         let every = libc::timespec {
-            tv_sec: period.as_secs() as libc::time_t,
+            tv_sec: period.as_secs().cast_signed(),
             tv_nsec: libc::c_long::from(period.subsec_nanos()),
         };
         // The first signals of the threads are spread over the period.
