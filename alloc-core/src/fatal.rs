@@ -110,11 +110,17 @@ pub(crate) fn off_grid(address: usize, size: usize, seen: Seen) -> ! {
     die_of_bad_free(&mut line, seen)
 }
 
+/// The beginning of what is said about a block that was freed with the wrong size.
+fn freed_as(address: usize, size: usize) -> Line {
+    let mut line = Line::new();
+    line.text("free of ").hex(address).text(" as a block of ").decimal(size);
+    line
+}
+
 /// `address` was freed as a block of `size` bytes but lies among blocks of `actual` bytes.
 #[cold]
 pub(crate) fn wrong_size(address: usize, size: usize, actual: usize, seen: Seen) -> ! {
-    let mut line = Line::new();
-    line.text("free of ").hex(address).text(" as a block of ").decimal(size);
+    let mut line = freed_as(address, size);
     line.text(" bytes, but it lies among blocks of ").decimal(actual).text(" bytes (wrong layout, or not its start)");
     die_of_bad_free(&mut line, seen)
 }
@@ -122,8 +128,7 @@ pub(crate) fn wrong_size(address: usize, size: usize, actual: usize, seen: Seen)
 /// `address` was freed as a block of `size` bytes, but a large block of `actual` bytes starts there.
 #[cold]
 pub(crate) fn wrong_large_size(address: usize, size: usize, actual: usize, seen: Seen) -> ! {
-    let mut line = Line::new();
-    line.text("free of ").hex(address).text(" as a block of ").decimal(size);
+    let mut line = freed_as(address, size);
     line.text(" bytes, but a large block of ").decimal(actual).text(" bytes starts there (wrong layout)");
     die_of_bad_free(&mut line, seen)
 }

@@ -39,18 +39,11 @@ pub(crate) enum Route {
 
 /// The route for the calling thread, which is registered if need be; decides the mode if nobody has.
 pub(crate) fn route(options: &Options) -> Route {
+    decide_if_undecided(options);
     match STATE.load(Ordering::Acquire) {
         VCPUS => vcpu_route(),
         ARENAS => Route::Arena,
-        DECIDING => Route::Direct,
-        _ => {
-            decide(options);
-            match STATE.load(Ordering::Acquire) {
-                VCPUS => vcpu_route(),
-                ARENAS => Route::Arena,
-                _ => Route::Direct,
-            }
-        }
+        _ => Route::Direct,
     }
 }
 
@@ -135,14 +128,12 @@ fn choose(index: IndexChoice) -> Result<Kind, Reason> {
     Ok(Kind::Vcpus { rseq, index, membarrier })
 }
 
-/// CPUs that this process may run on.
+/// CPUs that this process may run on. The caller keeps errno.
 fn allowed_cpus() -> usize {
     // Room for 8192 CPUs, whatever the size of libc's own set is.
     let mut set = [0u64; 128];
     // SAFETY: the buffer is valid for its size. <https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html>
-    let filled = os::keep_errno(|| unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr())
-    });
+    let filled = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr()) };
     if filled <= 0 {
         return 1;
     }

@@ -18,6 +18,12 @@ pub(crate) fn give_ups() -> u64 {
     GIVE_UPS.load(Ordering::Relaxed)
 }
 
+/// Counts one of them; the caller does without the shard.
+fn gave_up() -> Miss {
+    GIVE_UPS.fetch_add(1, Ordering::Relaxed);
+    Miss::Bypass
+}
+
 /// See the module's description.
 pub(crate) struct OnVcpu {
     vcpu: Vcpu,
@@ -37,10 +43,7 @@ impl OnVcpu {
     fn miss(&self, outcome: Outcome) -> Miss {
         match outcome {
             Outcome::Moved => Miss::Stale,
-            Outcome::GaveUp => {
-                GIVE_UPS.fetch_add(1, Ordering::Relaxed);
-                Miss::Bypass
-            }
+            Outcome::GaveUp => gave_up(),
             // The seal is one of the compared words.
             _ if self.shard.seal.load(Ordering::Relaxed) != 0 => Miss::Bypass,
             _ => Miss::Differs,
@@ -55,11 +58,7 @@ impl OnVcpu {
 /// `pop` and `push` of the table behind the gate report an empty or full stack also while the shard is sealed; that
 /// is no reason to bypass it yet.
 fn retried(outcome: Outcome) -> Miss {
-    if outcome == Outcome::GaveUp {
-        GIVE_UPS.fetch_add(1, Ordering::Relaxed);
-        return Miss::Bypass;
-    }
-    Miss::Differs
+    if outcome == Outcome::GaveUp { gave_up() } else { Miss::Differs }
 }
 
 impl Access for OnVcpu {

@@ -4,22 +4,26 @@
 //!
 //! The hit path of a function is the way from its entry to its `ret` on which a restartable section is armed, entered
 //! and left through its commit, and no other section is armed: the magazine had a block, or room for one. It must
-//! contain no call and no lock prefix. Nothing is executed; the paths are found in the disassembly (`paths`), and the
-//! sections by the descriptors that the kernel itself would read (`image`).
+//! contain no call and no lock prefix. Nothing is executed; the paths are found in the disassembly (`graph`, `paths`),
+//! and the sections by the descriptors that the kernel itself would read (`image`).
 //!
 //! What sets up and takes down the function's stack frame (`push`, `pop`, `sub rsp`, `add rsp`) is listed but not
 //! counted: it belongs to the function that allocates, which keeps it for calls on other paths. `ret` is counted.
 //!
-//! If several paths qualify, for instance one per way of finding the size class, the longest one is judged and listed.
-//! Only x86-64 is understood.
+//! If several paths qualify, for instance one per way of finding the size class, the one with the most instructions
+//! that count is judged and listed. A path with a loop on it has no length, and is refused. Only x86-64 is understood.
 
+mod graph;
 mod image;
 mod paths;
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 
-use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic, Register};
+use iced_x86::{Formatter, IntelFormatter};
 
+use crate::graph::is_frame;
 use crate::image::Image;
 use crate::paths::{HitPath, Verdict};
 
@@ -56,9 +60,8 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         let entry = image.function(function).map_err(|error| format!("{binary}: {error}"))?;
         match paths::judge(&image, entry) {
             Verdict::Hit(found) => {
-                let longest = found.longest();
-                print_listing(function, longest);
-                let count = longest.instructions.iter().filter(|instruction| !is_frame(instruction)).count();
+                print_listing(function, &found.longest);
+                let count = found.ways.longest.counted;
                 let within = count <= limit;
                 good &= within;
                 rows.push(row(
@@ -68,7 +71,7 @@ fn run(arguments: &[String]) -> Result<bool, String> {
                     &format!("{} ({})", if within { "ok" } else { "TOO LONG" }, found.describe()),
                 ));
             }
-            Verdict::Blemished(reason) | Verdict::Missing(reason) => {
+            Verdict::Blemished(reason) | Verdict::Missing(reason) | Verdict::Unclear(reason) => {
                 good = false;
                 rows.push(row(function, "-", limit, &format!("FAILED: {reason}")));
             }
@@ -81,15 +84,6 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         println!("{row}");
     }
     Ok(good)
-}
-
-/// Whether an instruction sets up or takes down the stack frame.
-fn is_frame(instruction: &Instruction) -> bool {
-    match instruction.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pop => true,
-        Mnemonic::Sub | Mnemonic::Add => instruction.op0_register() == Register::RSP,
-        _ => false,
-    }
 }
 
 fn row(function: &str, count: &str, limit: usize, verdict: &str) -> String {

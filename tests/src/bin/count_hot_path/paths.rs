@@ -1,28 +1,35 @@
-//! Finds the hit paths of a function in its disassembly.
+//! Finds the hit paths of a function among the instructions that it can reach (`graph`).
 //!
-//! 1. From the entry, decode everything that can be reached through fall-through, conditional and unconditional
-//!    branches, without passing a call or a lock prefix. An unconditional branch may lead into another function: that
-//!    is a tail call, and its instructions count.
-//! 2. Walk backwards from the commits and from the returns, so that step 3 never enters a part (a slow path, say) from
-//!    which neither can be reached.
-//! 3. Enumerate the paths from the entry to a `ret` that run through a commit, visiting no instruction twice, and keep
-//!    those that really are a hit: the section's descriptor was loaded and stored to the thread's `rseq` area, the
-//!    section was entered at its start and left by its commit, and no second section was armed.
+//! A path is followed through five phases ([`Phase`]): nothing yet, the section's descriptor loaded, its section armed,
+//! inside the section, committed. What an instruction does to a path depends on the phase alone: the store that arms
+//! leads on from "loaded" and makes anything else a failure, for example. So the paths need not be listed one by one,
+//! of which there may be 2 to the number of branches: pairs of an instruction and a phase are enough, and there are
+//! only five for each instruction.
 //!
-//! If there is none, the search is repeated with calls and lock prefixes allowed, only to be able to say which of them
-//! is in the way. Whether a path can be taken at run time (whether its branch conditions contradict each other) is not
-//! examined, which can only make the result longer than the truth.
+//! For each section whose commit can be reached:
+//!
+//! 1. Keep the pairs that can be reached from the entry and from which a `ret` with the section committed can be
+//!    reached ([`Useful`]). Every way through these is a hit path, and a slow path, however it was inlined, is not
+//!    among them.
+//! 2. The instructions of these pairs must not form a loop: a path through one has no length that could be judged.
+//! 3. So they can be put in order, and the longest way, the shortest way and the number of ways follow from those of
+//!    the successors, each pair taken once.
+//!
+//! The time is bounded by instructions times sections, and [`MOST_PAIRS`] bounds that.
+//!
+//! If there is no hit path, the search is repeated with calls and lock prefixes allowed, only to be able to say which
+//! of them is in the way. Whether a path can be taken at run time (whether its branch conditions contradict each other)
+//! is not examined, which can only make the result longer than the truth.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction};
 
+use crate::graph::{Graph, Node, arms, is_blemish, is_frame, loads};
 use crate::image::{Image, Sequence};
 
-/// More instructions than any allocation function reaches without calls; a search that comes here has gone astray.
-const MOST_INSTRUCTIONS: usize = 20_000;
-/// More paths than anybody would read.
-const MOST_PATHS: usize = 4_096;
+/// More pairs of an instruction and a phase, over all sections, than a sensible function has: about a second's work.
+const MOST_PAIRS: usize = 20_000_000;
 
 /// One way from entry to `ret` with a commit on it.
 #[derive(Clone, Debug)]
@@ -37,24 +44,73 @@ pub(crate) struct HitPath {
     pub(crate) commit: usize,
 }
 
-/// All hit paths of one function; there is at least one.
-#[derive(Clone, Debug)]
-pub(crate) struct HitPaths(Vec<HitPath>);
+/// Instructions of a path, or of the rest of one: those that count, and all of them. Paths are compared in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Length {
+    /// Without those that set up and take down the stack frame.
+    pub(crate) counted: usize,
+    pub(crate) all: usize,
+}
 
-impl HitPaths {
-    /// The path with the most instructions, the one that is judged.
-    pub(crate) fn longest(&self) -> &HitPath {
-        self.0.iter().max_by_key(|path| path.instructions.len()).unwrap_or(&self.0[0])
+impl Length {
+    const ZERO: Self = Self { counted: 0, all: 0 };
+
+    fn and(self, instruction: &Instruction) -> Self {
+        Self { counted: self.counted + usize::from(!is_frame(instruction)), all: self.all + 1 }
+    }
+}
+
+/// What is known about a set of paths, or of rests of paths, that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ways {
+    pub(crate) longest: Length,
+    pub(crate) shortest: Length,
+    /// How many there are; stays at the largest value that fits.
+    pub(crate) number: u128,
+}
+
+impl Ways {
+    /// The one rest that has nothing left.
+    const END: Self = Self { longest: Length::ZERO, shortest: Length::ZERO, number: 1 };
+
+    /// All of them with `instruction` in front.
+    fn after(self, instruction: &Instruction) -> Self {
+        Self { longest: self.longest.and(instruction), shortest: self.shortest.and(instruction), ..self }
     }
 
-    /// How many paths there are, and how long.
-    pub(crate) fn describe(&self) -> String {
-        let mut lengths: Vec<usize> = self.0.iter().map(|path| path.instructions.len()).collect();
-        lengths.sort_unstable();
-        match lengths[..] {
-            [_] => "one path".to_owned(),
-            _ => format!("{} paths of {lengths:?}", lengths.len()),
+    /// Those of both, which have none in common.
+    fn or(self, other: Self) -> Self {
+        Self {
+            longest: self.longest.max(other.longest),
+            shortest: self.shortest.min(other.shortest),
+            number: self.number.saturating_add(other.number),
         }
+    }
+}
+
+/// All hit paths of one function.
+#[derive(Clone, Debug)]
+pub(crate) struct HitPaths {
+    /// The path with the most instructions that count, the one that is judged.
+    pub(crate) longest: HitPath,
+    pub(crate) ways: Ways,
+}
+
+impl HitPaths {
+    /// How many paths there are, and how many instructions count on them.
+    pub(crate) fn describe(&self) -> String {
+        match self.ways.number {
+            1 => "one path".to_owned(),
+            number => {
+                format!("{number} paths of {} to {}", self.ways.shortest.counted, self.ways.longest.counted)
+            }
+        }
+    }
+
+    /// These and `other`, which are others.
+    fn or(self, other: Self) -> Self {
+        let longest = if other.ways.longest > self.ways.longest { other.longest } else { self.longest };
+        Self { longest, ways: self.ways.or(other.ways) }
     }
 }
 
@@ -67,28 +123,27 @@ pub(crate) enum Verdict {
     Blemished(String),
     /// No path from the entry to a `ret` runs through a commit.
     Missing(String),
+    /// Nothing can be said: there is a loop on a hit path, or the function is too large.
+    Unclear(String),
 }
 
 /// Finds the hit paths of the function at `entry`.
 pub(crate) fn judge(image: &Image<'_>, entry: u64) -> Verdict {
-    let clean = search(image, entry, false);
-    let reason = match clean {
-        Ok(paths) if !paths.is_empty() => return Verdict::Hit(HitPaths(paths)),
-        Ok(_) => "no path from entry to ret passes the commit of a restartable section".to_owned(),
-        Err(reason) => reason,
-    };
-    match search(image, entry, true) {
-        Ok(paths) => match paths.iter().min_by_key(|path| path.instructions.len()) {
-            Some(path) => Verdict::Blemished(describe_blemishes(path)),
-            None => Verdict::Missing(reason),
-        },
-        Err(_) => Verdict::Missing(reason),
+    match clean_paths(image, entry) {
+        Ok(Some(paths)) => return Verdict::Hit(paths),
+        Ok(None) => {}
+        Err(reason) => return Verdict::Unclear(reason),
+    }
+    let missing = "no path from entry to ret passes the commit of a restartable section";
+    match shortest_path(image, entry) {
+        Ok(Some(path)) => Verdict::Blemished(describe_blemishes(&path)),
+        Ok(None) => Verdict::Missing(missing.to_owned()),
+        Err(reason) => Verdict::Missing(format!("{missing} without calls; with calls, {reason}")),
     }
 }
 
-fn describe_blemishes(path: &HitPath) -> String {
+fn describe_blemishes(path: &[Instruction]) -> String {
     let found: Vec<String> = path
-        .instructions
         .iter()
         .filter(|instruction| is_blemish(instruction))
         .map(|instruction| format!("{:#x} {instruction}", instruction.ip()))
@@ -96,251 +151,258 @@ fn describe_blemishes(path: &HitPath) -> String {
     format!("the hit path has a call or a lock prefix on it: {}", found.join(", "))
 }
 
-/// One decoded instruction and where execution can go from there.
-struct Node {
-    instruction: Instruction,
-    next: Vec<u64>,
+/// How far a path has come, before an instruction is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Begun,
+    Loaded,
+    Armed,
+    Inside,
+    Committed,
 }
 
-/// The hit paths of the function at `entry`; `blemished` lets the search pass calls and lock prefixes.
-fn search(image: &Image<'_>, entry: u64, blemished: bool) -> Result<Vec<HitPath>, String> {
-    let graph = decode(image, entry, blemished)?;
-    let commits: BTreeSet<u64> = graph
-        .values()
-        .filter(|node| commits(image, &node.instruction).is_some())
-        .map(|node| node.instruction.ip())
-        .collect();
-    let returns = graph.values().filter(|node| node.instruction.flow_control() == FlowControl::Return);
-    let to_return = reaching(&graph, returns.map(|node| node.instruction.ip()).collect());
-    let to_commit = reaching(&graph, commits.iter().copied().collect());
+/// Number of phases.
+const PHASES: usize = Phase::Committed as usize + 1;
+const ALL_PHASES: [Phase; PHASES] = [Phase::Begun, Phase::Loaded, Phase::Armed, Phase::Inside, Phase::Committed];
 
-    let mut enumeration = Enumeration {
-        image,
-        graph: &graph,
-        commits: &commits,
-        to_commit: &to_commit,
-        to_return: &to_return,
-        path: Vec::new(),
-        found: Vec::new(),
-    };
-    enumeration.visit(entry, false)?;
-    Ok(enumeration.found)
+/// An instruction and how far a path has come before it: the index of the node times [`PHASES`], plus the phase.
+type Pair = usize;
+
+fn pair(node: usize, phase: Phase) -> Pair {
+    node * PHASES + phase as usize
 }
 
-/// The section that ends with `instruction`, if that stores to memory.
-fn commits<'a>(image: &'a Image<'_>, instruction: &Instruction) -> Option<&'a Sequence> {
-    image
-        .sequences
-        .iter()
-        .find(|sequence| sequence.end == instruction.next_ip() && sequence.start <= instruction.ip())
-        .filter(|_| instruction.mnemonic() == Mnemonic::Mov && instruction.op0_kind() == OpKind::Memory)
+fn pairs_of(node: usize) -> impl Iterator<Item = Pair> {
+    ALL_PHASES.into_iter().map(move |phase| pair(node, phase))
 }
 
-/// A call, or a bus lock (`xchg` with memory has one without a prefix).
-fn is_blemish(instruction: &Instruction) -> bool {
-    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
-        || instruction.has_lock_prefix()
-        || (instruction.mnemonic() == Mnemonic::Xchg && (0..2).any(|i| instruction.op_kind(i) == OpKind::Memory))
+/// The search for the hit paths through one section.
+struct Search<'a> {
+    graph: &'a Graph,
+    section: usize,
+    sequence: &'a Sequence,
 }
 
-fn decode(image: &Image<'_>, entry: u64, blemished: bool) -> Result<BTreeMap<u64, Node>, String> {
-    let mut graph = BTreeMap::new();
-    let mut waiting = VecDeque::from([entry]);
-    while let Some(address) = waiting.pop_front() {
-        if graph.contains_key(&address) {
-            continue;
+impl<'a> Search<'a> {
+    /// A search for each section whose commit is in `graph`.
+    fn all(image: &'a Image<'_>, graph: &'a Graph) -> Result<impl Iterator<Item = Self>, String> {
+        let sections: BTreeSet<usize> = graph.0.iter().filter_map(|node| node.commits).collect();
+        if sections.len() * graph.0.len() * PHASES > MOST_PAIRS {
+            let (sections, instructions) = (sections.len(), graph.0.len());
+            return Err(format!("{sections} sections among {instructions} instructions are too many to examine"));
         }
-        if graph.len() == MOST_INSTRUCTIONS {
-            return Err(format!("more than {MOST_INSTRUCTIONS} instructions are reachable from the entry"));
+        Ok(sections.into_iter().map(move |section| Self { graph, section, sequence: &image.sequences[section] }))
+    }
+
+    fn node(&self, pair: Pair) -> &'a Node {
+        &self.graph.0[pair / PHASES]
+    }
+
+    /// The phase after the instruction of `pair`; `None` if a path that comes here is not a hit.
+    fn after(&self, pair: Pair) -> Option<Phase> {
+        let node = self.node(pair);
+        let ip = node.instruction.ip();
+        let mut phase = ALL_PHASES[pair % PHASES];
+        if phase == Phase::Committed {
+            // What other sections commit after this one does not matter, as long as they are not armed.
+            return (!arms(&node.instruction)).then_some(phase);
         }
-        let Some(code) = image.code_at(address) else { continue };
-        let instruction = Decoder::with_ip(64, code, address, DecoderOptions::NONE).decode();
-        let mut next = Vec::new();
-        if instruction.code() != Code::INVALID && (blemished || !is_blemish(&instruction)) {
-            match instruction.flow_control() {
-                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => next.push(instruction.next_ip()),
-                FlowControl::ConditionalBranch => {
-                    next.extend([instruction.next_ip(), instruction.near_branch_target()]);
+        if arms(&node.instruction) {
+            return (phase == Phase::Loaded && ip != self.sequence.start).then_some(Phase::Armed);
+        }
+        if ip == self.sequence.start {
+            match phase {
+                Phase::Armed => phase = Phase::Inside,
+                Phase::Inside => {}
+                _ => return None,
+            }
+        }
+        if phase == Phase::Inside {
+            return match node.commits {
+                _ if !(self.sequence.start..self.sequence.end).contains(&ip) => None,
+                Some(section) => (section == self.section).then_some(Phase::Committed),
+                None => Some(Phase::Inside),
+            };
+        }
+        if node.commits.is_some() {
+            return None;
+        }
+        let loaded = phase == Phase::Begun && loads(&node.instruction, self.sequence.descriptor);
+        Some(if loaded { Phase::Loaded } else { phase })
+    }
+
+    /// Whether a hit path ends with the instruction of `pair`.
+    fn is_end(&self, pair: Pair) -> bool {
+        self.node(pair).instruction.flow_control() == FlowControl::Return && self.after(pair) == Some(Phase::Committed)
+    }
+
+    /// The pairs that can follow `from`.
+    fn next(&self, from: Pair) -> impl Iterator<Item = Pair> + use<'a> {
+        let phase = self.after(from);
+        let next = &self.node(from).next;
+        phase.into_iter().flat_map(move |phase| next.iter().map(move |&node| pair(node, phase)))
+    }
+
+    /// All pairs that can be reached from the entry, each with one from which it was reached first, in the order of
+    /// their distance from the entry.
+    fn reachable(&self) -> Vec<(Pair, Pair)> {
+        let entry = pair(0, Phase::Begun);
+        let mut reached = vec![false; self.graph.0.len() * PHASES];
+        reached[entry] = true;
+        let mut found = vec![(entry, entry)];
+        let mut visited = 0;
+        while let Some(&(from, _)) = found.get(visited) {
+            visited += 1;
+            for to in self.next(from) {
+                if !std::mem::replace(&mut reached[to], true) {
+                    found.push((to, from));
                 }
-                FlowControl::UnconditionalBranch => next.push(instruction.near_branch_target()),
-                // A return ends the path; so do traps and jumps through a register, which are never a hit.
-                _ => {}
             }
         }
-        waiting.extend(&next);
-        graph.insert(address, Node { instruction, next });
+        found
     }
-    Ok(graph)
-}
 
-/// All addresses from which one of `goals` can be reached, the goals included.
-fn reaching(graph: &BTreeMap<u64, Node>, goals: Vec<u64>) -> BTreeSet<u64> {
-    let mut before: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-    for (&address, node) in graph {
-        for &next in &node.next {
-            before.entry(next).or_default().push(address);
-        }
-    }
-    let mut reached = BTreeSet::new();
-    let mut waiting = goals;
-    while let Some(address) = waiting.pop() {
-        if reached.insert(address) {
-            waiting.extend(before.get(&address).into_iter().flatten());
-        }
-    }
-    reached
-}
-
-struct Enumeration<'a> {
-    image: &'a Image<'a>,
-    graph: &'a BTreeMap<u64, Node>,
-    commits: &'a BTreeSet<u64>,
-    to_commit: &'a BTreeSet<u64>,
-    to_return: &'a BTreeSet<u64>,
-    path: Vec<Instruction>,
-    found: Vec<HitPath>,
-}
-
-impl Enumeration<'_> {
-    /// Extends the path by the instruction at `address`; `committed` says whether a commit lies behind it.
-    fn visit(&mut self, address: u64, committed: bool) -> Result<(), String> {
-        let useful = if committed { self.to_return } else { self.to_commit };
-        if !useful.contains(&address) || self.path.iter().any(|instruction| instruction.ip() == address) {
-            return Ok(());
-        }
-        let node = &self.graph[&address];
-        self.path.push(node.instruction);
-        if committed && node.instruction.flow_control() == FlowControl::Return {
-            if self.found.len() == MOST_PATHS {
-                return Err(format!("more than {MOST_PATHS} paths pass a commit"));
-            }
-            self.found.extend(self.classify());
-        } else {
-            let committed = committed || self.commits.contains(&address);
-            for &next in &node.next {
-                self.visit(next, committed)?;
+    /// The instructions of a hit path with the fewest of them; it may pass an instruction in two phases.
+    fn shortest_path(&self) -> Option<Vec<Instruction>> {
+        let reachable = self.reachable();
+        let end = reachable.iter().position(|&(pair, _)| self.is_end(pair))?;
+        let mut path = Vec::new();
+        let mut wanted = reachable[end].0;
+        // Whatever a pair was reached from stands before it.
+        for &(pair, from) in reachable[..=end].iter().rev() {
+            if pair == wanted {
+                path.push(self.node(pair).instruction);
+                wanted = from;
             }
         }
-        self.path.pop();
-        Ok(())
+        path.reverse();
+        Some(path)
     }
 
-    /// The finished path as a hit path, if it armed, entered and committed one section and armed no other.
-    fn classify(&self) -> Option<HitPath> {
-        let path = &self.path;
-        let commit = path.iter().position(|instruction| self.commits.contains(&instruction.ip()))?;
-        let sequence = commits(self.image, &path[commit])?;
-        let start = path.iter().position(|instruction| instruction.ip() == sequence.start)?;
-        let mut stores = path.iter().enumerate().filter(|(_, instruction)| arms(instruction)).map(|(index, _)| index);
-        let armed = stores.next()?;
-        let loaded = path[..armed].iter().any(|instruction| loads(instruction, sequence.descriptor));
-        let inside = path[start..=commit].iter().all(|i| (sequence.start..sequence.end).contains(&i.ip()));
-        let one = stores.next().is_none();
-        (one && loaded && inside && armed < start && start <= commit).then(|| HitPath {
-            instructions: path.clone(),
-            armed,
-            start,
-            commit,
-        })
-    }
-}
-
-/// Stores a register to thread-local memory: on a path through a section, the store to `rseq_cs`.
-fn arms(instruction: &Instruction) -> bool {
-    instruction.mnemonic() == Mnemonic::Mov
-        && instruction.op0_kind() == OpKind::Memory
-        && instruction.op1_kind() == OpKind::Register
-        && instruction.memory_segment() == Register::FS
-}
-
-/// Brings the address `descriptor` into a register.
-fn loads(instruction: &Instruction, descriptor: u64) -> bool {
-    match instruction.mnemonic() {
-        Mnemonic::Lea => instruction.is_ip_rel_memory_operand() && instruction.ip_rel_memory_address() == descriptor,
-        Mnemonic::Mov => match instruction.op1_kind() {
-            OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64 => {
-                instruction.immediate(1) == descriptor
-            }
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: u64 = 0x1000;
-    /// `mov ecx, 0x9000` loads this descriptor.
-    const DESCRIPTOR: u64 = 0x9000;
-
-    const LOAD: &[u8] = &[0xb9, 0x00, 0x90, 0x00, 0x00]; // mov ecx, 0x9000
-    const ARM: &[u8] = &[0x64, 0x48, 0x89, 0x48, 0x08]; // mov fs:[rax+8], rcx
-    const TEST: &[u8] = &[0x48, 0x85, 0xd2]; // test rdx, rdx
-    const COMMIT: &[u8] = &[0x48, 0x89, 0x17]; // mov [rdi], rdx
-    const RET: &[u8] = &[0xc3];
-    const CALL: &[u8] = &[0xe8, 0x00, 0x00, 0x00, 0x00];
-    const LOCKED: &[u8] = &[0xf0, 0x48, 0xff, 0x07]; // lock inc qword ptr [rdi]
-
-    /// Puts `parts` together; the section runs from the part `start` to before the part `end`.
-    fn judge_parts(parts: &[&[u8]], start: usize, end: usize) -> Verdict {
-        let code = parts.concat();
-        let address = |part: usize| BASE + parts[..part].iter().map(|bytes| bytes.len() as u64).sum::<u64>();
-        let sequence = Sequence { descriptor: DESCRIPTOR, start: address(start), end: address(end) };
-        judge(&Image::of_code(BASE, &code, vec![sequence]), BASE)
-    }
-
-    #[test]
-    fn a_straight_hit_path_is_counted_with_its_ret() {
-        let Verdict::Hit(paths) = judge_parts(&[LOAD, ARM, TEST, COMMIT, RET], 2, 4) else {
-            panic!("no hit path");
-        };
-        let path = paths.longest();
-        assert_eq!(path.instructions.len(), 5);
-        assert_eq!((path.armed, path.start, path.commit), (1, 2, 3));
-    }
-
-    #[test]
-    fn a_branch_around_the_commit_is_not_a_hit() {
-        // je over the commit, straight to the ret.
-        let parts: &[&[u8]] = &[LOAD, ARM, TEST, &[0x74, 0x03], COMMIT, RET];
-        let Verdict::Hit(paths) = judge_parts(parts, 2, 5) else { panic!("no hit path") };
-        assert_eq!(paths.describe(), "one path");
-        assert_eq!(paths.longest().instructions.len(), 6);
-    }
-
-    #[test]
-    fn the_longest_of_several_hit_paths_is_judged() {
-        // je over a nop in front of the section.
-        let parts: &[&[u8]] = &[TEST, &[0x74, 0x01], &[0x90], LOAD, ARM, COMMIT, RET];
-        let Verdict::Hit(paths) = judge_parts(parts, 5, 6) else { panic!("no hit path") };
-        assert_eq!(paths.describe(), "2 paths of [6, 7]");
-        assert_eq!(paths.longest().instructions.len(), 7);
-    }
-
-    #[test]
-    fn calls_and_lock_prefixes_are_refused_and_named() {
-        for (blemish, name) in [(CALL, "call"), (LOCKED, "lock")] {
-            for parts in [[blemish, LOAD, ARM, COMMIT, RET], [LOAD, ARM, COMMIT, blemish, RET]] {
-                let commit = parts.iter().position(|part| *part == COMMIT).expect("every case commits");
-                let Verdict::Blemished(reason) = judge_parts(&parts, commit, commit + 1) else {
-                    panic!("{name} was not refused");
+    /// The hit paths, if there are any.
+    fn hit_paths(&self) -> Result<Option<HitPaths>, String> {
+        let useful = Useful::of(self);
+        let entry = pair(0, Phase::Begun);
+        if !useful.contains(entry) {
+            return Ok(None);
+        }
+        // For each useful pair the ways from it to the end, and the pair with which the longest goes on.
+        let mut rests: Vec<Option<(Ways, Option<Pair>)>> = vec![None; useful.0.len()];
+        for node in useful.last_to_first(self)? {
+            for from in pairs_of(node).filter(|&from| useful.contains(from)) {
+                let rest = if self.is_end(from) {
+                    Some((Ways::END, None))
+                } else {
+                    let rests = self.next(from).filter_map(|to| Some((rests[to]?.0, Some(to))));
+                    rests.reduce(|one, other| {
+                        let longer = if other.0.longest > one.0.longest { other } else { one };
+                        (one.0.or(other.0), longer.1)
+                    })
                 };
-                assert!(reason.contains(name), "{reason}");
+                rests[from] = rest.map(|(ways, then)| (ways.after(&self.node(from).instruction), then));
             }
         }
+        let longest = std::iter::successors(Some(entry), |&at| rests[at]?.1).collect();
+        Ok(rests[entry].map(|(ways, _)| HitPaths { longest: self.hit_path(longest), ways }))
     }
 
-    #[test]
-    fn a_section_that_is_never_armed_is_missing() {
-        assert!(matches!(judge_parts(&[LOAD, TEST, COMMIT, RET], 1, 3), Verdict::Missing(_)));
-        assert!(matches!(judge_parts(&[TEST, ARM, COMMIT, RET], 2, 3), Verdict::Missing(_)));
+    fn hit_path(&self, pairs: Vec<Pair>) -> HitPath {
+        // Every hit path has each of the three; what counts is the first.
+        let first = |is: &dyn Fn(&Node) -> bool| pairs.iter().position(|&pair| is(self.node(pair))).unwrap_or_default();
+        HitPath {
+            armed: first(&|node| arms(&node.instruction)),
+            start: first(&|node| node.instruction.ip() == self.sequence.start),
+            commit: first(&|node| node.commits == Some(self.section)),
+            instructions: pairs.iter().map(|&pair| self.node(pair).instruction).collect(),
+        }
+    }
+}
+
+/// Which pairs lie on a way from the entry to the end of a hit path.
+struct Useful(Vec<bool>);
+
+impl Useful {
+    fn of(search: &Search<'_>) -> Self {
+        let pairs = search.graph.0.len() * PHASES;
+        let reachable = search.reachable();
+        let mut before: Vec<Vec<Pair>> = vec![Vec::new(); pairs];
+        for &(from, _) in &reachable {
+            for to in search.next(from) {
+                before[to].push(from);
+            }
+        }
+        let mut useful = vec![false; pairs];
+        let mut waiting: Vec<Pair> =
+            reachable.into_iter().map(|(pair, _)| pair).filter(|&pair| search.is_end(pair)).collect();
+        while let Some(pair) = waiting.pop() {
+            if !std::mem::replace(&mut useful[pair], true) {
+                waiting.extend(&before[pair]);
+            }
+        }
+        Self(useful)
     }
 
-    #[test]
-    fn code_without_a_section_is_missing() {
-        let code = [TEST, RET].concat();
-        assert!(matches!(judge(&Image::of_code(BASE, &code, Vec::new()), BASE), Verdict::Missing(_)));
+    fn contains(&self, pair: Pair) -> bool {
+        self.0[pair]
     }
+
+    /// The nodes of all useful pairs, each after all that can follow it; an error if they form a loop.
+    fn last_to_first(&self, search: &Search<'_>) -> Result<Vec<usize>, String> {
+        let next = |node: usize| -> Vec<usize> {
+            let next = pairs_of(node)
+                .filter(|&pair| self.contains(pair))
+                .flat_map(|pair| search.next(pair))
+                .filter(|&to| self.contains(to));
+            next.map(|to| to / PHASES).collect()
+        };
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            OnTheWay,
+            Done,
+        }
+        let mut marks = vec![Mark::New; search.graph.0.len()];
+        marks[0] = Mark::OnTheWay;
+        let mut order = Vec::new();
+        let mut way = vec![(0, next(0))];
+        while let Some((node, waiting)) = way.last_mut() {
+            match waiting.pop() {
+                Some(to) if marks[to] == Mark::New => {
+                    marks[to] = Mark::OnTheWay;
+                    way.push((to, next(to)));
+                }
+                Some(to) if marks[to] == Mark::OnTheWay => {
+                    let ip = search.graph.0[to].instruction.ip();
+                    return Err(format!("the hit path has a loop on it, which goes back to {ip:#x}"));
+                }
+                Some(_) => {}
+                None => {
+                    marks[*node] = Mark::Done;
+                    order.push(*node);
+                    way.pop();
+                }
+            }
+        }
+        Ok(order)
+    }
+}
+
+/// The hit paths without a call or a lock prefix.
+fn clean_paths(image: &Image<'_>, entry: u64) -> Result<Option<HitPaths>, String> {
+    let graph = Graph::decode(image, entry, false)?;
+    let mut found: Option<HitPaths> = None;
+    for search in Search::all(image, &graph)? {
+        let paths = search.hit_paths()?;
+        found = match (found, paths) {
+            (Some(one), Some(other)) => Some(one.or(other)),
+            (one, other) => one.or(other),
+        };
+    }
+    Ok(found)
+}
+
+/// The shortest hit path, whatever is on it.
+fn shortest_path(image: &Image<'_>, entry: u64) -> Result<Option<Vec<Instruction>>, String> {
+    let graph = Graph::decode(image, entry, true)?;
+    Ok(Search::all(image, &graph)?.filter_map(|search| search.shortest_path()).min_by_key(Vec::len))
 }
