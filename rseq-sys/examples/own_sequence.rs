@@ -171,8 +171,13 @@ fn main() {
     let _ = membarrier::register();
     // SAFETY: a question. Ids lie below the number of CPUs that the machine can have.
     let ids = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).expect("a number of CPUs");
-    // SAFETY: zeroes are an empty log.
-    let logs: Box<[Log]> = unsafe { Box::new_zeroed_slice(ids).assume_init() };
+    let layout = std::alloc::Layout::array::<Log>(ids).expect("fits the address space");
+    // SAFETY: not of size 0; zeroes are empty logs; the slice is freed with the layout that it was allocated with.
+    let logs: Box<[Log]> = unsafe {
+        let logs = std::alloc::alloc_zeroed(layout).cast::<Log>();
+        assert!(!logs.is_null(), "out of memory");
+        Box::from_raw(std::ptr::slice_from_raw_parts_mut(logs, ids))
+    };
 
     let (threads, each) = (8, CAPACITY / 8);
     let aborted: usize = std::thread::scope(|scope| {

@@ -50,8 +50,9 @@ pub struct Mode {
     pub features: FeatureSize,
     /// Length of each registration, in bytes.
     pub registered_len: u32,
-    /// Where a thread's area lies, in bytes from its thread pointer.
-    pub area_offset: isize,
+    /// Where a thread's area lies, in bytes from its thread pointer. Nobody else may make one up: safe code reads
+    /// there.
+    pub(crate) area_offset: isize,
     /// The value of `__rseq_size`, if libc has that symbol.
     pub libc_size: Option<u32>,
 }
@@ -73,6 +74,11 @@ impl Mode {
     /// Whether a thread may ask for time slice extensions.
     pub const fn has_slice_ext(&self) -> bool {
         self.features.has_slice_ext(self.registered_len)
+    }
+
+    /// Where a thread's area lies, in bytes from its thread pointer.
+    pub const fn area_offset(&self) -> isize {
+        self.area_offset
     }
 
     /// Distance from this crate's thread-local block to the area in use, in bytes; 0 if that is where it is.
@@ -146,6 +152,8 @@ pub enum Unavailable {
     /// This kernel does not abort a section that was preempted, or might not and could not be tried: see
     /// [`crate::self_test`].
     NoAborts,
+    /// A filter lets the system call succeed without making it.
+    Pretended,
     /// Not asked for. This crate never answers it; it is there for libraries that offer such an option.
     SwitchedOff,
 }
@@ -164,6 +172,7 @@ impl Unavailable {
             Unavailable::Finished => (9, 0),
             Unavailable::SwitchedOff => (10, 0),
             Unavailable::NoAborts => (11, 0),
+            Unavailable::Pretended => (12, 0),
         };
         (value << 8) as u32 | tag
     }
@@ -180,6 +189,7 @@ impl Unavailable {
             9 => Unavailable::Finished,
             10 => Unavailable::SwitchedOff,
             11 => Unavailable::NoAborts,
+            12 => Unavailable::Pretended,
             _ => Unavailable::Busy,
         }
     }
@@ -196,6 +206,7 @@ impl fmt::Display for Unavailable {
             Unavailable::NotRegistered(cpu_id) => write!(f, "this thread is not registered (cpu_id {cpu_id})"),
             Unavailable::Busy => f.write_str("this thread is just being registered"),
             Unavailable::Finished => f.write_str("this thread has unregistered and is about to end"),
+            Unavailable::Pretended => f.write_str("a filter answers for rseq without making the call"),
             Unavailable::NoAborts => f.write_str("this kernel does not abort preempted sections"),
             Unavailable::SwitchedOff => f.write_str("switched off by option"),
         }
@@ -253,6 +264,7 @@ mod tests {
             Unavailable::Busy,
             Unavailable::Finished,
             Unavailable::NoAborts,
+            Unavailable::Pretended,
             Unavailable::SwitchedOff,
         ] {
             assert_eq!(Unavailable::unpack(reason.pack()), reason);

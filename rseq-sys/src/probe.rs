@@ -26,7 +26,10 @@ use crate::membarrier;
 use core::ffi::c_ulong;
 use core::fmt;
 
+mod fields;
 mod image;
+
+pub use fields::{Field, Unusable};
 
 /// Where libc's symbols were found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,17 @@ pub enum Found {
     Dlsym,
     /// By weak references of a statically linked program.
     Static,
+}
+
+/// Displayed as "the loader's symbol table", "dlsym" or "weak references".
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Found::Loader => "the loader's symbol table",
+            Found::Dlsym => "dlsym",
+            Found::Static => "weak references",
+        })
+    }
 }
 
 /// libc's three symbols.
@@ -84,17 +98,42 @@ impl Probe {
     pub fn plan(&self) -> Plan {
         plan(self.libc_says(), self.auxv)
     }
+
+    /// The commands that membarrier offers, as bit and name; bits without a name are younger than this crate. None if
+    /// the question was refused.
+    ///
+    /// ```
+    /// let probe = rseq_sys::probe::Probe::take();
+    /// let fence = probe.membarrier_commands().any(|(_, name)| name == Some("PRIVATE_EXPEDITED_RSEQ"));
+    /// println!("{}", if fence { "the kernel has the rseq fence" } else { "no rseq fence" });
+    /// ```
+    pub fn membarrier_commands(&self) -> impl Iterator<Item = (u32, Option<&'static str>)> + use<> {
+        let offered = self.membarrier.unwrap_or(0);
+        (0..u32::BITS)
+            .filter(move |number| offered & 1 << number != 0)
+            .map(|number| (1 << number, MEMBARRIER_COMMANDS.get(number as usize).copied()))
+    }
 }
+
+/// The commands of `include/uapi/linux/membarrier.h` (Linux 6.3, and none younger in 7.0), by number of their bit,
+/// without the prefix `MEMBARRIER_CMD_`.
+const MEMBARRIER_COMMANDS: [&str; 10] = [
+    "GLOBAL",
+    "GLOBAL_EXPEDITED",
+    "REGISTER_GLOBAL_EXPEDITED",
+    "PRIVATE_EXPEDITED",
+    "REGISTER_PRIVATE_EXPEDITED",
+    "PRIVATE_EXPEDITED_SYNC_CORE",
+    "REGISTER_PRIVATE_EXPEDITED_SYNC_CORE",
+    "PRIVATE_EXPEDITED_RSEQ",
+    "REGISTER_PRIVATE_EXPEDITED_RSEQ",
+    "GET_REGISTRATIONS",
+];
 
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.libc {
             Some(LibcSymbols { offset, size, flags, found }) => {
-                let found = match found {
-                    Found::Loader => "the loader's symbol table",
-                    Found::Dlsym => "dlsym",
-                    Found::Static => "weak references",
-                };
                 write!(f, "libc: offset {offset}, size {size}, flags {flags:#x} (from {found})")?;
             }
             None => f.write_str("libc: no rseq symbols")?,
@@ -194,6 +233,7 @@ fn without_loader() -> Option<LibcSymbols> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::{MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ};
     use std::string::ToString;
 
     #[test]
@@ -212,6 +252,22 @@ mod tests {
         probe.auxv = AuxvSays { feature_size: None, align: None };
         probe.membarrier = Err(Errno(libc::ENOSYS));
         assert_eq!(probe.to_string(), "libc: no rseq symbols; auxv: no feature size, no alignment; membarrier: ENOSYS");
+    }
+
+    #[test]
+    fn membarrier_commands_by_name() {
+        let probe = |membarrier| Probe { libc: None, auxv: AuxvSays { feature_size: None, align: None }, membarrier };
+        let commands: std::vec::Vec<_> = probe(Ok(1 << 31 | 0x181)).membarrier_commands().collect();
+        assert_eq!(
+            commands,
+            [
+                (1, Some("GLOBAL")),
+                (MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ as u32, Some("PRIVATE_EXPEDITED_RSEQ")),
+                (MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ as u32, Some("REGISTER_PRIVATE_EXPEDITED_RSEQ")),
+                (1 << 31, None),
+            ]
+        );
+        assert_eq!(probe(Err(Errno(libc::EPERM))).membarrier_commands().count(), 0);
     }
 
     #[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]

@@ -146,8 +146,9 @@ fn examine() -> Result<u32, Unavailable> {
     DECISION.publish(&mode);
     let aligned = mode.area().addr().is_multiple_of(align_of::<Rseq>());
     let answer = match mode.registrar {
-        Registrar::Libc if aligned && mode.features.has_cpu_id() => Ok(()),
-        Registrar::Libc => Err(Unavailable::LibcArea),
+        Registrar::Libc if !aligned || !mode.features.has_cpu_id() => Err(Unavailable::LibcArea),
+        Registrar::Libc if rseq_pretends() => Err(Unavailable::Pretended),
+        Registrar::Libc => Ok(()),
         Registrar::Ourselves => register_once(mode.registered_len),
     };
     Ok(match answer {
@@ -163,6 +164,13 @@ fn aborts_are_real() -> bool {
     // there for whoever asks for a fence.
     let _ = membarrier::register();
     self_test::trusted()
+}
+
+/// Whether a seccomp filter makes the system call "succeed" without making it. libc cannot tell, and the `cpu_id` of
+/// glibc's first thread is 0 before anybody writes it, which looks like a CPU. Every kernel refuses an unknown flag.
+fn rseq_pretends() -> bool {
+    // SAFETY: refused before the area is looked at; nothing is registered.
+    unsafe { sys_rseq(core::ptr::null_mut(), 0, 1 << 30, SIGNATURE) }.is_ok()
 }
 
 /// Makes sure that sequences of the calling thread are protected: registers it if that is our task and has not been

@@ -3,15 +3,18 @@
 
 #[path = "common/affinity.rs"]
 mod affinity;
+#[path = "common/work.rs"]
+mod work;
 
 use affinity::{allowed_cpus, ids, pin};
 use rseq_sys::sequence::{Outcome, Vcpu, aborts};
 use rseq_sys::{Errno, IndexKind, ensure_thread, membarrier, mode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use work::work;
 
-/// How long each of the tests below looks for a section that slips through.
-const LOOK: Duration = Duration::from_secs(2);
+/// How long each of the tests below looks for a section that slips through, in milliseconds.
+const LOOK: usize = 2000;
 
 #[repr(align(128))]
 struct Counter(AtomicUsize);
@@ -72,7 +75,9 @@ impl Workers {
     fn stop_and_look(&self, fence: impl Fn()) -> usize {
         let _stop = self.guard();
         let (start, mut rounds) = (Instant::now(), 0);
-        while start.elapsed() < LOOK {
+        let look = Duration::from_millis(work(LOOK) as u64);
+        while start.elapsed() < look || self.sum() == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "no section committed in a minute");
             self.flag.store(1, Ordering::Relaxed);
             fence();
             let frozen = self.sum();
@@ -110,7 +115,7 @@ fn fence_of_one_cpu_stops_sections_there() {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                pin(cpu);
+                assert!(pin(0, cpu));
                 workers.work();
             });
         }
@@ -133,13 +138,13 @@ fn fences_abort_sections() {
     let before = aborts();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            pin(cpus[0]);
+            assert!(pin(0, cpus[0]));
             workers.work();
         });
         let _stop = workers.guard();
-        pin(cpus[1]);
+        assert!(pin(0, cpus[1]));
         let start = Instant::now();
-        while aborts() - before < 200 {
+        while aborts() - before < work(200) as u64 {
             assert!(start.elapsed() < Duration::from_secs(60), "{} aborts in a minute of fences", aborts() - before);
             membarrier::fence().expect("available");
         }

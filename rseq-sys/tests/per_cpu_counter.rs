@@ -5,14 +5,18 @@
 mod affinity;
 #[path = "common/disturb.rs"]
 mod disturb;
+#[path = "common/work.rs"]
+mod work;
 
 use affinity::{allowed_cpus, ids};
 use disturb::{Hopper, fence_until};
 use rseq_sys::sequence::{Outcome, Vcpu, aborts};
 use rseq_sys::{IndexKind, ensure_thread, mode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use work::work;
 
-const ROUNDS: usize = 1_000_000;
+/// Additions in all.
+const ROUNDS: usize = 8_000_000;
 const ROUNDS_PER_HOP: usize = 1000;
 
 /// One counter, on cache lines of its own.
@@ -78,6 +82,7 @@ fn run(index: IndexKind, add: fn(&PerVcpu, usize)) {
     }
     let per_vcpu = PerVcpu::new(index);
     let threads = 4 * allowed_cpus().len();
+    let rounds = work(ROUNDS).div_ceil(threads);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| fence_until(&stop));
@@ -86,9 +91,9 @@ fn run(index: IndexKind, add: fn(&PerVcpu, usize)) {
             scope.spawn(move || {
                 ensure_thread().expect("every thread of this process can be registered");
                 let mut hopper = Hopper::new(thread);
-                for round in 0..ROUNDS {
+                for round in 0..rounds {
                     if round.is_multiple_of(ROUNDS_PER_HOP) {
-                        hopper.hop();
+                        hopper.hop(0);
                     }
                     add(per_vcpu, 1 + round % 3);
                 }
@@ -99,7 +104,7 @@ fn run(index: IndexKind, add: fn(&PerVcpu, usize)) {
         stop.store(true, Ordering::Relaxed);
         assert!(all_fine);
     });
-    let expected: usize = threads * (0..ROUNDS).map(|round| 1 + round % 3).sum::<usize>();
+    let expected: usize = threads * (0..rounds).map(|round| 1 + round % 3).sum::<usize>();
     assert_eq!(per_vcpu.sum(), expected);
     println!("{index}: {expected} in {threads} threads, {} aborts so far", aborts());
 }

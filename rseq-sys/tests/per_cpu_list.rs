@@ -5,6 +5,8 @@
 mod affinity;
 #[path = "common/disturb.rs"]
 mod disturb;
+#[path = "common/work.rs"]
+mod work;
 
 use affinity::{allowed_cpus, ids};
 use disturb::{Hopper, fence_until};
@@ -13,9 +15,11 @@ use rseq_sys::{IndexKind, ensure_thread, mode};
 use std::mem::offset_of;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use work::work;
 
 const NODES: usize = 256;
-const ROUNDS: usize = 1_000_000;
+/// Pops and pushes in all.
+const ROUNDS: usize = 8_000_000;
 const ROUNDS_PER_HOP: usize = 1000;
 
 /// A node of a list. It stays valid for as long as any thread may read `next`: nodes are never given back.
@@ -105,6 +109,7 @@ fn run(index: IndexKind) {
         (0..NODES).map(|_| Node { owned: AtomicBool::new(false), next: AtomicUsize::new(0) }).collect();
     let pool = Pool::new(index, &nodes);
     let threads = 4 * allowed_cpus().len();
+    let rounds = work(ROUNDS).div_ceil(threads);
     let pops = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -115,9 +120,9 @@ fn run(index: IndexKind) {
                 ensure_thread().expect("every thread of this process can be registered");
                 let mut hopper = Hopper::new(thread);
                 let mut held = Vec::new();
-                for round in 0..ROUNDS {
+                for round in 0..rounds {
                     if round.is_multiple_of(ROUNDS_PER_HOP) {
-                        hopper.hop();
+                        hopper.hop(0);
                     }
                     // Bursts of different lengths, so that lists grow and run empty.
                     if round / 7 % 2 == 0 {

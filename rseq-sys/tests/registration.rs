@@ -28,6 +28,9 @@ fn in_both(test: &str, body: fn()) {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "own {own}: {}\n{text}\n{errors}", output.status);
         assert!(text.contains("1 passed"), "own {own}: ran no test\n{text}");
+        for skipped in text.lines().filter(|line| line.starts_with("skipped")) {
+            println!("own {own}: {skipped}");
+        }
     }
 }
 
@@ -317,26 +320,176 @@ fn a_thread_that_libc_does_not_register_is_told() {
     });
 }
 
-/// A thread that somebody else registered with an area of their own: an errno, not a crash, and only for that thread.
+/// An area of somebody else, for the thread that first registers it.
+#[repr(align(64))]
+struct Foreign([AtomicU32; 16]);
+
+impl Foreign {
+    /// One that lives for ever.
+    fn new() -> &'static Self {
+        Box::leak(Box::new(Foreign([const { AtomicU32::new(0) }; 16])))
+    }
+
+    fn call(&self, flags: i32) -> Result<(), Errno> {
+        // SAFETY: the area lives for ever; nothing but the kernel writes to it while it is registered.
+        unsafe { sys_rseq(self.0.as_ptr().cast_mut().cast::<Rseq>(), 32, flags, SIGNATURE) }
+    }
+
+    /// Registers the calling thread.
+    fn register(&self) {
+        self.call(0).expect("nobody else has registered this thread");
+    }
+
+    fn unregister(&self) -> Result<(), Errno> {
+        self.call(FLAG_UNREGISTER)
+    }
+
+    /// Whether the calling thread is still registered here and its `cpu_id` is kept.
+    fn is_in_force(&self) -> bool {
+        self.call(0) == Err(Errno(libc::EBUSY)) && self.0[1].load(Ordering::Relaxed).cast_signed() >= 0
+    }
+
+    /// `rseq_cs`, which only sequences that take this area for theirs would write.
+    fn rseq_cs(&self) -> [u32; 2] {
+        [2, 3].map(|word| self.0[word].load(Ordering::Relaxed))
+    }
+}
+
+/// What the kernel answers to whoever comes second.
+const SECOND: Unavailable = Unavailable::Register(Errno(libc::EINVAL));
+
+/// The calling thread is not ours, and is told so however often it asks.
+fn not_ours(mode: &Mode) {
+    for _ in 0..2 {
+        assert_eq!(ensure_thread(), Err(SECOND));
+        assert!(!thread_is_registered());
+    }
+    assert_eq!(ids(mode), [u32::MAX; 3], "our own block was never registered");
+    let (vcpu, word) = (Vcpu::new(mode, mode.default_index()), AtomicUsize::new(0));
+    // SAFETY: a valid word that no other thread knows.
+    assert_eq!(unsafe { vcpu.add(0, word.as_ptr(), 1) }, Outcome::Moved, "nothing may commit");
+}
+
+/// The calling thread is ours.
+fn ours(mode: &Mode) {
+    assert_eq!(ensure_thread(), Ok(()));
+    assert!(thread_is_registered() && add_one(mode, &AtomicUsize::new(0)));
+}
+
+/// Whether libc leaves the registration to others here; a line on it if not.
+fn free_to_register() -> bool {
+    let free = Probe::take().plan().registrar == Registrar::Ourselves;
+    if !free {
+        println!("skipped: libc was first");
+    }
+    free
+}
+
+/// A thread that somebody else registered with an area of their own: an errno, not a crash, and only for that thread,
+/// also when that registration goes away again. It is neither taken over nor taken away.
 #[test]
-fn somebody_elses_registration_is_an_errno() {
-    in_both("somebody_elses_registration_is_an_errno", || {
+fn somebody_elses_thread_is_left_to_them() {
+    in_both("somebody_elses_thread_is_left_to_them", || {
         let Some(mode) = mode_or_skip() else { return };
-        if mode.registrar == Registrar::Libc {
-            return println!("skipped: libc was first");
+        if !free_to_register() {
+            return;
         }
-        #[repr(align(64))]
-        struct Room([AtomicU32; 16]);
-        static ROOM: Room = Room([const { AtomicU32::new(0) }; 16]);
-        let thread = std::thread::spawn(|| {
-            // SAFETY: a static area, registered once.
-            unsafe { sys_rseq(ROOM.0.as_ptr().cast_mut().cast::<Rseq>(), 32, 0, SIGNATURE) }
-                .expect("nobody registers here");
-            assert_eq!(ensure_thread(), Err(Unavailable::Register(Errno(libc::EINVAL))));
-            assert_eq!(ensure_thread(), Err(Unavailable::Register(Errno(libc::EINVAL))), "and again");
+        let thread = std::thread::spawn(move || {
+            let foreign = Foreign::new();
+            foreign.register();
+            not_ours(&mode);
+            assert!(foreign.is_in_force());
+            assert_eq!(foreign.rseq_cs(), [0; 2], "a sequence of ours took the area for its own");
+            // A thread that this one starts is not theirs.
+            std::thread::scope(|scope| scope.spawn(|| ours(&mode)).join().expect("no panic"));
+            assert_eq!(foreign.unregister(), Ok(()));
+            not_ours(&mode);
+            assert_eq!(foreign.unregister(), Err(Errno(libc::EINVAL)), "nobody has registered it again");
+        });
+        thread.join().expect("no panic");
+        ours(&mode);
+    });
+}
+
+/// One that is still in force when the thread ends: our exit hook was never set there, nor does it unregister anything.
+#[test]
+fn somebody_elses_thread_ends() {
+    in_both("somebody_elses_thread_ends", || {
+        let Some(mode) = mode_or_skip() else { return };
+        if !free_to_register() {
+            return;
+        }
+        for _ in 0..100 {
+            let thread = std::thread::spawn(move || {
+                Foreign::new().register();
+                not_ours(&mode);
+            });
+            thread.join().expect("no panic");
+        }
+        std::thread::spawn(move || ours(&mode)).join().expect("no panic");
+    });
+}
+
+/// The main thread is somebody else's, and it asks first: the process does without rseq for good.
+#[test]
+fn somebody_elses_main_thread_asks_first() {
+    in_both("somebody_elses_main_thread_asks_first", || {
+        if !free_to_register() {
+            return;
+        }
+        let foreign = Foreign::new();
+        foreign.register();
+        assert_eq!((mode(), ensure_thread(), current_mode()), (Err(SECOND), Err(SECOND), Some(Err(SECOND))));
+        assert!(!thread_is_registered() && foreign.is_in_force());
+        let other = std::thread::spawn(|| {
+            assert_eq!((mode(), ensure_thread()), (Err(SECOND), Err(SECOND)));
+            // Not even tried: the kernel would let somebody else.
+            Foreign::new().register();
+        });
+        other.join().expect("no panic");
+        assert_eq!(foreign.unregister(), Ok(()));
+        assert_eq!((mode(), ensure_thread()), (Err(SECOND), Err(SECOND)), "a verdict is final");
+    });
+}
+
+/// The main thread is somebody else's, but another one asks first: all threads but the main one are ours.
+#[test]
+fn somebody_elses_main_thread_asks_later() {
+    in_both("somebody_elses_main_thread_asks_later", || {
+        if !free_to_register() {
+            return;
+        }
+        let foreign = Foreign::new();
+        foreign.register();
+        let Some(mode) = std::thread::spawn(mode_or_skip).join().expect("no panic") else { return };
+        assert_eq!(mode.registrar, Registrar::Ourselves);
+        not_ours(&mode);
+        std::thread::spawn(move || ours(&mode)).join().expect("no panic");
+        assert!(foreign.is_in_force());
+        assert_eq!(foreign.rseq_cs(), [0; 2], "a sequence of ours took the area for its own");
+        assert_eq!(foreign.unregister(), Ok(()));
+        not_ours(&mode);
+        std::thread::spawn(move || ours(&mode)).join().expect("no panic");
+    });
+}
+
+/// Somebody takes our registration away and registers the thread for themselves: noticed, and theirs when we leave.
+#[test]
+fn somebody_takes_a_thread_from_us() {
+    in_both("somebody_takes_a_thread_from_us", || {
+        let Some(mode) = mode_or_skip() else { return };
+        if !free_to_register() {
+            return;
+        }
+        let thread = std::thread::spawn(move || {
+            ours(&mode);
+            // SAFETY: our registration of this thread, which runs no sequence from here on.
+            unsafe { sys_rseq(mode.area(), mode.registered_len, FLAG_UNREGISTER, SIGNATURE) }.expect("it is ours");
+            Foreign::new().register();
+            assert_eq!(ensure_thread(), Err(Unavailable::NotRegistered(-1)));
             assert!(!thread_is_registered());
         });
         thread.join().expect("no panic");
-        assert_eq!(ensure_thread(), Ok(()));
+        ours(&mode);
     });
 }

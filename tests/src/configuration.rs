@@ -86,17 +86,50 @@ pub fn execute_with(variable: &str, value: &str) {
     panic!("executing this binary again: {error}");
 }
 
-/// Installs a seccomp filter under which rseq answers `errno`, and executes this binary again, so that the C
-/// library's registration at start fails like everybody else's.
+/// Set to the call and the errno in a process that [`execute_with_refusal`] has executed again.
+const REFUSED: &str = "INTEGRATION_REFUSED";
+
+/// A system call that a filter takes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `rseq`: the C library's registration at start fails, and everybody else's.
+    Rseq,
+    /// [membarrier(2)](https://man7.org/linux/man-pages/man2/membarrier.2.html).
+    Membarrier,
+}
+
+impl Call {
+    fn number(self) -> libc::c_long {
+        match self {
+            Self::Rseq => libc::SYS_rseq,
+            Self::Membarrier => libc::SYS_membarrier,
+        }
+    }
+
+    /// What it answers when asked for something harmless; 0 if it is willing.
+    fn answer(self) -> i32 {
+        if self == Self::Rseq {
+            return rseq_answer();
+        }
+        // SAFETY: the question which commands there are has no effect.
+        let result = unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) };
+        if result >= 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) }
+    }
+}
+
+/// Installs a seccomp filter under which `call` answers `errno`, and executes this binary again, so that the C
+/// library meets it too.
 ///
-/// The filter stays over execve ([seccomp(2)](https://man7.org/linux/man-pages/man2/seccomp.2.html)), so the second
-/// time the answer is already there.
-pub fn execute_with_rseq_answering(errno: i32) {
-    if rseq_answer() == errno {
+/// The filter stays over execve ([seccomp(2)](https://man7.org/linux/man-pages/man2/seccomp.2.html)). A mark in the
+/// environment says that it is there: the answer alone does not, since rseq may answer EINVAL by itself.
+pub fn execute_with_refusal(call: Call, errno: i32) {
+    let mark = format!("{call:?}:{errno}");
+    if std::env::var(REFUSED).is_ok_and(|current| current == mark) {
+        assert_eq!(call.answer(), errno, "the filter is in force");
         return;
     }
     let filter = seccompiler::SeccompFilter::new(
-        [(libc::SYS_rseq, Vec::new())].into_iter().collect(),
+        [(call.number(), Vec::new())].into_iter().collect(),
         seccompiler::SeccompAction::Allow,
         seccompiler::SeccompAction::Errno(errno.unsigned_abs()),
         std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows"),
@@ -104,10 +137,13 @@ pub fn execute_with_rseq_answering(errno: i32) {
     .expect("a valid filter");
     let program: seccompiler::BpfProgram = filter.try_into().expect("a filter that compiles");
     seccompiler::apply_filter(&program).expect("seccomp is available");
-    let answer = rseq_answer();
-    assert_eq!(answer, errno, "the filter is in force");
-    let error = child::again().args(std::env::args_os().skip(1)).exec();
+    let error = child::again().args(std::env::args_os().skip(1)).env(REFUSED, mark).exec();
     panic!("executing this binary again: {error}");
+}
+
+/// [`execute_with_refusal`] of rseq.
+pub fn execute_with_rseq_answering(errno: i32) {
+    execute_with_refusal(Call::Rseq, errno);
 }
 
 /// What the system call rseq answers to arguments that are never valid (EINVAL where it exists unfiltered).
@@ -137,7 +173,8 @@ pub fn best_index() -> Option<IndexKind> {
     }
 }
 
-/// The value of a `u32` symbol of the C library, if it has it.
+/// The value of a `u32` symbol of the C library, if it has it; `None` in a statically linked program, where dlsym finds
+/// nothing.
 pub fn libc_symbol(name: &std::ffi::CStr) -> Option<u32> {
     // SAFETY: the name is a C string; the handle is one of the constants.
     let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -145,9 +182,15 @@ pub fn libc_symbol(name: &std::ffi::CStr) -> Option<u32> {
     unsafe { symbol.cast::<u32>().as_ref() }.copied()
 }
 
-/// Whether the C library registers threads in this process.
+/// Whether the C library registers threads in this process. Found by another way than the allocator's, where there is
+/// one.
 pub fn libc_registers() -> bool {
-    libc_symbol(c"__rseq_size").is_some_and(|size| size > 0)
+    let size = if cfg!(target_feature = "crt-static") {
+        rseq_sys::probe::Probe::take().libc.map(|symbols| symbols.size)
+    } else {
+        libc_symbol(c"__rseq_size")
+    };
+    size.is_some_and(|size| size > 0)
 }
 
 /// Promise: an rseq mode with this index and this registrar, and a text that says so.

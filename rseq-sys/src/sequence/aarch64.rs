@@ -76,12 +76,26 @@ macro_rules! late_start {
     };
 }
 
+/// What the kernel wants to find right before an abort handler, or it kills the process.
+#[cfg(not(rseq_fault = "bad_signature"))]
+macro_rules! signature {
+    () => {
+        ".long 0xd428bc00\n"
+    };
+}
+#[cfg(rseq_fault = "bad_signature")]
+macro_rules! signature {
+    () => {
+        ".long 0xd428bc20\n"
+    };
+}
+
 /// The abort handler: signature, count (exclusive loads, since LSE atomics may be missing), then `$after`.
 macro_rules! on_abort {
     ($($after:literal),*) => {
         concat!(
             ".pushsection __rseq_abort, \"ax\"\n",
-            ".long 0xd428bc00\n",
+            signature!(),
             "4:\n",
             "adrp {t}, {aborts}\n",
             "add {t}, {t}, :lo12:{aborts}\n",
@@ -127,6 +141,26 @@ macro_rules! unless_empty {
 macro_rules! unless_empty {
     () => {
         ""
+    };
+}
+
+/// The last check of a push and its commit.
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! push_unless_twice {
+    () => {
+        concat!(
+            "cmp {off}, {p}\n",
+            "b.eq {away}\n",
+            "str {p}, [{t}, #8]!\n",
+            "str {t}, [{id}]\n", // commit
+        )
+    };
+}
+/// With the fault the commit comes before the check, and is not the end of the section.
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! push_unless_twice {
+    () => {
+        concat!("str {p}, [{t}, #8]!\n", "str {t}, [{id}]\n", "cmp {off}, {p}\n", "b.eq {away}\n")
     };
 }
 
@@ -180,10 +214,7 @@ pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize)
             "ldp {off}, {s}, [{t}]",
             "cmp {s}, #1",
             "b.eq {away}",
-            "cmp {off}, {p}",
-            "b.eq {away}",
-            "str {p}, [{t}, #8]!",
-            "str {t}, [{id}]", // commit
+            push_unless_twice!(),
             "3:",
             on_abort!("b {away}"),
             g = in(reg) g,
@@ -235,6 +266,88 @@ macro_rules! same_vcpu {
     };
 }
 
+// The checks and the commit of the sequences below.
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! compare_compare_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "ldr {t}, [{v2}]\n",
+            "cmp {t}, {expect2}\n",
+            "b.ne 6f\n",
+            "ldr {t}, [{v}]\n",
+            "cmp {t}, {expect}\n",
+            "b.ne 6f\n",
+            "str {new}, [{v}]\n", // commit
+        )
+    };
+}
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! add {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "ldr {t}, [{v}]\n",
+            "add {t}, {t}, {n}\n",
+            "str {t}, [{v}]\n", // commit
+        )
+    };
+}
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! compare_load_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "ldr {t}, [{v2}]\n",
+            "cmp {t}, {expect2}\n",
+            "b.ne 6f\n",
+            "ldr {p}, [{v}]\n",
+            "cmp {p}, {unless}\n",
+            "b.eq 6f\n",
+            "ldr {t}, [{p}, {next}]\n",
+            "str {t}, [{v}]\n", // commit
+        )
+    };
+}
+// With the fault the store comes before the last check, and is not the end of the section.
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! compare_compare_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "ldr {t}, [{v2}]\n",
+            "cmp {t}, {expect2}\n",
+            "b.ne 6f\n",
+            "ldr {t}, [{v}]\n",
+            "str {new}, [{v}]\n",
+            "cmp {t}, {expect}\n",
+            "b.ne 6f\n",
+        )
+    };
+}
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! add {
+    () => {
+        concat!("ldr {t}, [{v}]\n", "add {t}, {t}, {n}\n", "str {t}, [{v}]\n", same_vcpu!())
+    };
+}
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! compare_load_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "ldr {p}, [{v}]\n",
+            "cmp {p}, {unless}\n",
+            "b.eq 6f\n",
+            "ldr {t}, [{p}, {next}]\n",
+            "str {t}, [{v}]\n",
+            "ldr {t}, [{v2}]\n",
+            "cmp {t}, {expect2}\n",
+            "b.ne 6f\n",
+        )
+    };
+}
+
 /// See [`super::Vcpu::compare_compare_store`].
 ///
 /// # Safety
@@ -256,14 +369,7 @@ pub(super) unsafe fn compare_compare_store(
     unsafe {
         asm!(
             enter!("mov {t}, {delta}"),
-            same_vcpu!(),
-            "ldr {t}, [{v2}]",
-            "cmp {t}, {expect2}",
-            "b.ne 6f",
-            "ldr {t}, [{v}]",
-            "cmp {t}, {expect}",
-            "b.ne 6f",
-            "str {new}, [{v}]", // commit
+            compare_compare_store!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,
@@ -294,10 +400,7 @@ pub(super) unsafe fn add(own_delta: isize, id_offset: usize, id: u32, v: *mut us
     unsafe {
         asm!(
             enter!("mov {t}, {delta}"),
-            same_vcpu!(),
-            "ldr {t}, [{v}]",
-            "add {t}, {t}, {n}",
-            "str {t}, [{v}]", // commit
+            add!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,
@@ -335,15 +438,7 @@ pub(super) unsafe fn compare_load_store(
     unsafe {
         asm!(
             enter!("mov {t}, {delta}"),
-            same_vcpu!(),
-            "ldr {t}, [{v2}]",
-            "cmp {t}, {expect2}",
-            "b.ne 6f",
-            "ldr {p}, [{v}]",
-            "cmp {p}, {unless}",
-            "b.eq 6f",
-            "ldr {t}, [{p}, {next}]",
-            "str {t}, [{v}]", // commit
+            compare_load_store!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,

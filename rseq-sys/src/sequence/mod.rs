@@ -140,15 +140,19 @@ impl Outcome {
 /// Runs `attempt` until it ends in something else than an abort, [`MAX_ABORTS`] times at most.
 #[inline]
 fn bounded(mut attempt: impl FnMut() -> Attempt) -> Outcome {
-    for _ in 0..MAX_ABORTS {
+    let mut aborted = 0;
+    loop {
         match attempt() {
             Attempt::Committed => return Outcome::Committed,
             Attempt::Differs => return Outcome::Differs,
             Attempt::Moved => return Outcome::Moved,
-            Attempt::Aborted => {}
+            // Opaque, or the compiler unrolls this into MAX_ABORTS copies of the section, descriptor and handler.
+            Attempt::Aborted => aborted = core::hint::black_box(aborted + 1),
+        }
+        if aborted == MAX_ABORTS {
+            return Outcome::GaveUp;
         }
     }
-    Outcome::GaveUp
 }
 
 /// Where a thread finds its rseq area and, inside it, the id that indexes per-vCPU data.

@@ -91,6 +91,24 @@ macro_rules! __rseq_late_start {
     };
 }
 
+/// What the kernel wants to find right before an abort handler, or it kills the process.
+#[cfg(not(rseq_fault = "bad_signature"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_signature {
+    () => {
+        ".long 0x53053053\n"
+    };
+}
+#[cfg(rseq_fault = "bad_signature")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_signature {
+    () => {
+        ".long 0x53053054\n"
+    };
+}
+
 /// The abort handler: signature, count, then `$after`.
 #[doc(hidden)]
 #[macro_export]
@@ -99,7 +117,7 @@ macro_rules! __rseq_on_abort {
         concat!(
             ".pushsection __rseq_abort, \"ax\"\n",
             ".byte 0x0f, 0xb9, 0x3d\n",
-            ".long 0x53053053\n",
+            $crate::__rseq_signature!(),
             "4:\n",
             "lock inc qword ptr [rip + {aborts}]\n",
             $after, "\n",
@@ -156,6 +174,37 @@ macro_rules! __rseq_unless_empty {
     };
 }
 
+/// The last check of a push and its commit.
+#[cfg(not(rseq_fault = "commit_early"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_push_unless_twice {
+    () => {
+        concat!(
+            "cmp qword ptr [{t}], {p}\n",
+            "je {away}\n",
+            "mov qword ptr [{t} + 8], {p}\n",
+            "add {t}, 8\n",
+            "mov qword ptr [{id}], {t}\n", // commit
+        )
+    };
+}
+/// With the fault the commit comes before the check, and is not the end of the section.
+#[cfg(rseq_fault = "commit_early")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_push_unless_twice {
+    () => {
+        concat!(
+            "mov qword ptr [{t} + 8], {p}\n",
+            "add {t}, 8\n",
+            "mov qword ptr [{id}], {t}\n",
+            "cmp qword ptr [{t} - 8], {p}\n",
+            "je {away}\n",
+        )
+    };
+}
+
 /// The assembly of [`super::Stacks::pop`], for a table that is an operand `$g` and addressed as `$at`.
 #[doc(hidden)]
 #[macro_export]
@@ -202,11 +251,7 @@ macro_rules! __rseq_push {
                 $crate::__rseq_header!($at, "{away}"),
                 "cmp qword ptr [{t} + 8], 1",
                 "je {away}",
-                "cmp qword ptr [{t}], {p}",
-                "je {away}",
-                "mov qword ptr [{t} + 8], {p}",
-                "add {t}, 8",
-                "mov qword ptr [{id}], {t}", // commit
+                $crate::__rseq_push_unless_twice!(),
                 "3:",
                 $crate::__rseq_on_abort!("jmp {away}"),
                 g = $($g)+,
@@ -317,6 +362,78 @@ macro_rules! same_vcpu {
     };
 }
 
+// The checks and the commit of the sequences below.
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! compare_compare_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "cmp qword ptr [{v2}], {expect2}\n",
+            "jne 6f\n",
+            "cmp qword ptr [{v}], {expect}\n",
+            "jne 6f\n",
+            "mov qword ptr [{v}], {new}\n", // commit
+        )
+    };
+}
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! add {
+    () => {
+        concat!(same_vcpu!(), "add qword ptr [{v}], {n}\n") // commit
+    };
+}
+#[cfg(not(rseq_fault = "commit_early"))]
+macro_rules! compare_load_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "cmp qword ptr [{v2}], {expect2}\n",
+            "jne 6f\n",
+            "mov {p}, qword ptr [{v}]\n",
+            "cmp {p}, {unless}\n",
+            "je 6f\n",
+            "mov {t}, qword ptr [{p} + {next}]\n",
+            "mov qword ptr [{v}], {t}\n", // commit
+        )
+    };
+}
+// With the fault the store comes before the last check, and is not the end of the section.
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! compare_compare_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "cmp qword ptr [{v2}], {expect2}\n",
+            "jne 6f\n",
+            "mov {t}, qword ptr [{v}]\n",
+            "mov qword ptr [{v}], {new}\n",
+            "cmp {t}, {expect}\n",
+            "jne 6f\n",
+        )
+    };
+}
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! add {
+    () => {
+        concat!("add qword ptr [{v}], {n}\n", same_vcpu!())
+    };
+}
+#[cfg(rseq_fault = "commit_early")]
+macro_rules! compare_load_store {
+    () => {
+        concat!(
+            same_vcpu!(),
+            "mov {p}, qword ptr [{v}]\n",
+            "cmp {p}, {unless}\n",
+            "je 6f\n",
+            "mov {t}, qword ptr [{p} + {next}]\n",
+            "mov qword ptr [{v}], {t}\n",
+            "cmp qword ptr [{v2}], {expect2}\n",
+            "jne 6f\n",
+        )
+    };
+}
+
 /// See [`super::Vcpu::compare_compare_store`].
 ///
 /// # Safety
@@ -338,12 +455,7 @@ pub(super) unsafe fn compare_compare_store(
     unsafe {
         asm!(
             crate::__rseq_enter!("{delta}"),
-            same_vcpu!(),
-            "cmp qword ptr [{v2}], {expect2}",
-            "jne 6f",
-            "cmp qword ptr [{v}], {expect}",
-            "jne 6f",
-            "mov qword ptr [{v}], {new}", // commit
+            compare_compare_store!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,
@@ -373,8 +485,7 @@ pub(super) unsafe fn add(own_delta: isize, id_offset: usize, id: u32, v: *mut us
     unsafe {
         asm!(
             crate::__rseq_enter!("{delta}"),
-            same_vcpu!(),
-            "add qword ptr [{v}], {n}", // commit
+            add!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,
@@ -411,14 +522,7 @@ pub(super) unsafe fn compare_load_store(
     unsafe {
         asm!(
             crate::__rseq_enter!("{delta}"),
-            same_vcpu!(),
-            "cmp qword ptr [{v2}], {expect2}",
-            "jne 6f",
-            "mov {p}, qword ptr [{v}]",
-            "cmp {p}, {unless}",
-            "je 6f",
-            "mov {t}, qword ptr [{p} + {next}]",
-            "mov qword ptr [{v}], {t}", // commit
+            compare_load_store!(),
             leave!(),
             delta = in(reg) own_delta,
             field = in(reg) id_offset,

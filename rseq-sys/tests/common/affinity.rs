@@ -1,4 +1,4 @@
-//! CPUs: which are allowed, how many ids there can be, and moving the calling thread to one.
+//! CPUs: which are allowed, how many ids there can be, and moving a thread to one.
 
 use std::mem::{size_of, zeroed};
 
@@ -21,12 +21,12 @@ pub(crate) fn ids() -> usize {
     usize::try_from(configured).expect("a number of CPUs").max(1 + allowed_cpus().last().copied().unwrap_or(0))
 }
 
-/// Moves the calling thread to one CPU.
-pub(crate) fn pin(cpu: usize) {
+/// Moves the thread `tid` to one CPU; 0 is the calling one. False if there is no such thread.
+pub(crate) fn pin(tid: libc::pid_t, cpu: usize) -> bool {
     // SAFETY: a plain bit set that outlives the call.
     unsafe {
         let mut set: libc::cpu_set_t = zeroed();
         libc::CPU_SET(cpu, &mut set);
-        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set), 0);
+        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), &set) == 0
     }
 }
