@@ -7,6 +7,8 @@
 
 #[path = "common/child.rs"]
 mod child;
+#[path = "common/work.rs"]
+mod work;
 
 use rseq_sys::abi::{FLAG_UNREGISTER, Rseq, SIGNATURE, sys_rseq};
 use rseq_sys::probe::Probe;
@@ -16,6 +18,7 @@ use rseq_sys::{current_mode, ensure_thread, mode, thread_is_registered};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
+use work::work;
 
 /// Runs `body` in fresh processes: with libc's registration and, where it can be switched off, without.
 fn in_both(test: &str, body: fn()) {
@@ -272,7 +275,7 @@ fn signals_do_no_harm_while_threads_come_and_go() {
             assert_eq!(libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut()), 0);
             assert_eq!(libc::syscall(libc::SYS_setitimer, libc::ITIMER_REAL, &timer, 0), 0);
         }
-        for _ in 0..300 {
+        for _ in 0..work(300).max(3) {
             std::thread::scope(|scope| {
                 for _ in 0..4 {
                     scope.spawn(|| {

@@ -5,6 +5,9 @@
 //! step takes a millisecond, from the start of its own work), with libc's registration and with one of our own. It does its work before `main`, since the test harness would bring thousands of steps and
 //! threads that have nothing to do with it.
 
+#[expect(dead_code, reason = "only some of the helpers are needed here")]
+#[path = "common/affinity.rs"]
+mod affinity;
 #[path = "common/child.rs"]
 mod child;
 #[path = "common/work.rs"]
@@ -77,6 +80,8 @@ fn program() {
 }
 
 fn step_through(own: bool) {
+    // On one CPU a step costs no wake-up of another.
+    affinity::pin(0, affinity::allowed_cpus()[0]);
     let mut command = child::command("", own);
     let all = work::work(100) == 100;
     if !all {

@@ -162,15 +162,21 @@ pub fn kernels_feature_size() -> u32 {
     if size == 0 { 20 } else { u32::try_from(size).expect("a small number") }
 }
 
-/// The index that the automatic choice must arrive at on this kernel: mm_cid ends at byte 28 of `struct rseq`.
+/// The index that the automatic choice must arrive at on this kernel: mm_cid ends at byte 28 of `struct rseq`. None where
+/// rseq does not exist, and where it does not abort what it should.
 pub fn best_index() -> Option<IndexKind> {
-    if rseq_answer() == libc::ENOSYS {
+    if rseq_answer() == libc::ENOSYS || rseq_sys::mode() == Err(rseq_sys::Unavailable::NoAborts) {
         None
     } else if kernels_feature_size() >= 28 {
         Some(IndexKind::MmCid)
     } else {
         Some(IndexKind::CpuId)
     }
+}
+
+/// What the mode must name as the reason where [`best_index`] is none.
+pub fn why_no_index() -> &'static str {
+    if rseq_answer() == libc::ENOSYS { "ENOSYS" } else { "does not abort" }
 }
 
 /// The value of a `u32` symbol of the C library, if it has it; `None` in a statically linked program, where dlsym finds
@@ -209,9 +215,10 @@ pub fn expect_index(mode: &Mode, index: IndexKind, registrar: &str) -> Result<()
     if !text.contains(registrar) {
         return Err(format!("expected \"{registrar}\" in the text"));
     }
-    let size = format!("feature size {}", kernels_feature_size());
-    if !text.contains(&size) {
-        return Err(format!("expected \"{size}\" in the text, from the auxiliary vector"));
+    // A C library from before 2.41 registers 32 bytes, whatever the kernel has.
+    let sizes = [kernels_feature_size(), kernels_feature_size().min(32)];
+    if !sizes.iter().any(|size| text.contains(&format!("feature size {size}"))) {
+        return Err(format!("expected a feature size of {sizes:?} in the text, from the auxiliary vector"));
     }
     Ok(())
 }

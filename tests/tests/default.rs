@@ -2,7 +2,9 @@
 //! knows nothing of that field.
 
 use alloc_core::{IndexKind, Mode, RseqAlloc};
-use integration::configuration::{Configuration, best_index, expect_arenas, expect_index, libc_registers};
+use integration::configuration::{
+    Configuration, best_index, expect_arenas, expect_index, libc_registers, why_no_index,
+};
 
 integration::configuration!(RseqAlloc::new(), Configuration { name: "default", enter: || (), promise, checks: &[] });
 
@@ -10,6 +12,6 @@ fn promise(mode: &Mode) -> Result<(), String> {
     let registrar = if libc_registers() { "registered by libc" } else { "registered by ourselves" };
     match best_index() {
         Some(index @ (IndexKind::MmCid | IndexKind::CpuId)) => expect_index(mode, index, registrar),
-        None => expect_arenas(mode, "ENOSYS"),
+        None => expect_arenas(mode, why_no_index()),
     }
 }

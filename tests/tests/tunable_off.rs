@@ -2,7 +2,7 @@
 
 use alloc_core::{Mode, RseqAlloc};
 use integration::configuration::{
-    Configuration, best_index, execute_with, expect_arenas, expect_index, libc_registers,
+    Configuration, best_index, execute_with, expect_arenas, expect_index, libc_registers, why_no_index,
 };
 use integration::harness::Check;
 
@@ -19,7 +19,7 @@ integration::configuration!(
 fn promise(mode: &Mode) -> Result<(), String> {
     match best_index() {
         Some(index) => expect_index(mode, index, "registered by ourselves"),
-        None => expect_arenas(mode, "ENOSYS"),
+        None => expect_arenas(mode, why_no_index()),
     }
 }
 

@@ -90,7 +90,11 @@ macro_rules! signature {
     };
 }
 
-/// The abort handler: signature, count (exclusive loads, since LSE atomics may be missing), then `$after`.
+/// The abort handler: signature, count, then `$after`.
+///
+/// The count is exclusive at first, since LSE atomics may be missing, and plain if that fails: every exception clears the
+/// monitor, so that a program that is stepped through would try for ever. A plain count may lose another thread's, which
+/// costs that thread an attempt that it takes for empty.
 macro_rules! on_abort {
     ($($after:literal),*) => {
         concat!(
@@ -99,11 +103,14 @@ macro_rules! on_abort {
             "4:\n",
             "adrp {t}, {aborts}\n",
             "add {t}, {t}, :lo12:{aborts}\n",
-            "5:\n",
             "ldxr {off}, [{t}]\n",
             "add {off}, {off}, #1\n",
             "stxr {s:w}, {off}, [{t}]\n",
-            "cbnz {s:w}, 5b\n",
+            "cbz {s:w}, 5f\n",
+            "ldr {off}, [{t}]\n",
+            "add {off}, {off}, #1\n",
+            "str {off}, [{t}]\n",
+            "5:\n",
             $($after, "\n",)*
             ".popsection\n",
         )

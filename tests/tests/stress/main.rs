@@ -17,6 +17,8 @@
 //! |---|---|---|
 //! | `STRESS_SECONDS` | how long to run | 45 |
 //! | `STRESS_OPS` | operations to do at least, however long that takes (up to five times as long) | 120 000 000 |
+//! | `STRESS_ABORTS` | aborts there must be at least, however long that takes (as above) | 1000 |
+//! | `STRESS_HERTZ` | signals there must be at least, all threads together, per second | 5000 |
 //! | `STRESS_HUNT` | 1: few sizes, many preemptions, constant purging, no goals: finds faults fast | 0 |
 //! | `STRESS_THREADS` | busy threads per CPU | 8 |
 //! | `STRESS_SIGNAL_US`, `STRESS_PIN_US`, `STRESS_PURGE_US` | periods in microseconds | 200, 200, 20 000 |
@@ -49,6 +51,7 @@ pub(crate) const MAX_THREADS: usize = 1024;
 pub(crate) struct Parameters {
     operations: u64,
     aborts: u64,
+    hertz: f64,
     seconds: u64,
     hunt: bool,
     busy_per_cpu: usize,
@@ -68,7 +71,8 @@ impl Parameters {
         let micros = |name: &str, usual: u64| Duration::from_micros(number(name).unwrap_or(usual));
         Self {
             operations: number("STRESS_OPS").unwrap_or(if hunt { 0 } else { 120_000_000 }),
-            aborts: if hunt { 0 } else { 1000 },
+            aborts: number("STRESS_ABORTS").unwrap_or(if hunt { 0 } else { 1000 }),
+            hertz: number("STRESS_HERTZ").unwrap_or(5000) as f64,
             seconds: number("STRESS_SECONDS").unwrap_or(if hunt { 60 } else { 45 }),
             hunt,
             busy_per_cpu: number("STRESS_THREADS").map_or(if hunt { 3 } else { 8 }, |count| count as usize),
@@ -204,7 +208,7 @@ fn stress() {
         "only {operations} of {} operations in {seconds:.0} s",
         parameters.operations
     );
-    assert!(signals as f64 / seconds >= 5000.0, "signals came with {:.0} Hz only", signals as f64 / seconds);
+    assert!(signals as f64 / seconds >= parameters.hertz, "signals came with {:.0} Hz only", signals as f64 / seconds);
     if !mode.is_arenas() {
         assert!(aborts >= parameters.aborts, "only {aborts} sequences were aborted");
     } else if best_index().is_some() && std::env::var_os("RSEQ_ALLOC").is_none() {
