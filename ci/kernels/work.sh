@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The amounts of work in a row of ci/kernels.sh, as NAME=VALUE lines for the environment of its programs.
+#
+#     ci/kernels/work.sh long|short KERNEL CPUS
+set -euo pipefail
+
+form=${1:?usage: ci/kernels/work.sh long|short KERNEL CPUS}
+kernel=$2
+cpus=$3
+
+if [ "$kernel" = host ]; then
+    if [ "$form" = long ]; then
+        percent=100 seconds=20 operations=20000000 limit=900
+    else
+        percent=10 seconds=2 operations=500000 limit=120
+    fi
+    threads=8 period=200 aborts=1000 hertz=5000
+else
+    if [ "$form" = long ]; then
+        percent=10 seconds=20 operations=300000 limit=900
+    else
+        percent=1 seconds=2 operations=10000 limit=120
+    fi
+    # As many timers as there are threads share two real processors.
+    threads=2 period=$((500 * cpus))
+    # The test's own goals are those of a real processor.
+    aborts=5 hertz=20
+    # Tests with time limits of their own do not share them with others.
+    printf 'RUST_TEST_THREADS=1\n'
+fi
+printf '%s=%s\n' RSEQ_SYS_TEST_PERCENT "$percent" STRESS_SECONDS "$seconds" STRESS_OPS "$operations" \
+    STRESS_THREADS "$threads" STRESS_SIGNAL_US "$period" STRESS_ABORTS "$aborts" STRESS_HERTZ "$hertz" PROGRAM_LIMIT "$limit"
