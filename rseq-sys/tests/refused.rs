@@ -303,6 +303,10 @@ fn rseq_pretends_later() {
         aside(|| refuse(libc::SYS_rseq, 0));
         works(&mode);
         in_thread(|| match mode.registrar {
+            // glibc 2.35 to 2.39 as released: README.md, "Limits".
+            Registrar::Libc if mode.libc_size == Some(32) => {
+                println!("skipped: this glibc leaves 0 in the cpu_id of such a thread, which looks like a CPU");
+            }
             Registrar::Libc => {
                 assert!(ensure_thread().is_err(), "libc believes what it was told");
                 assert!(!thread_is_registered());
