@@ -149,7 +149,7 @@ work() {
 run_machine() {
     local kernel=$1 arch=$2 cpus=$3 console=$consoles/$1-$2-$3.log rows from=$SECONDS limit=1500
     rows=$(awk -v m="$kernel $arch $cpus" '$1 " " $2 " " $3 == m { print $5 }' "$out/rows" | paste -sd, -)
-    [ "$form" = long ] || limit=240
+    [ "$form" = long ] || limit=400
     local amounts
     mapfile -t amounts < <(work "$kernel" "$cpus")
     if [ "$kernel" = host ]; then

@@ -40,13 +40,27 @@ fn with_a_registration_of_our_own() {
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
 extern "C" fn before_main() {
-    if child::is_child() {
-        if std::env::var_os(STOP_FIRST).is_some() {
-            // SAFETY: no preconditions; the parent goes on with us.
-            unsafe { libc::raise(libc::SIGSTOP) };
-        }
+    if child::is_child() && std::env::var_os(STOP_FIRST).is_none() {
         program();
         std::process::exit(0);
+    }
+}
+
+#[used]
+// SAFETY: exit calls the functions in this section one after the other, after main.
+#[unsafe(link_section = ".fini_array")]
+static AFTER_MAIN: extern "C" fn() = after_main;
+
+/// After `main`, which had nothing to do, rather than before it: a static aarch64 program finds out in the very last of
+/// its constructors that it has atomic instructions. Without them it repeats exclusive stores until one succeeds, and
+/// none does that is stepped through.
+extern "C" fn after_main() {
+    if child::is_child() && std::env::var_os(STOP_FIRST).is_some() {
+        // SAFETY: no preconditions; the parent goes on with us.
+        unsafe { libc::raise(libc::SIGSTOP) };
+        program();
+        // SAFETY: this process is exiting.
+        unsafe { libc::_exit(0) };
     }
 }
 
