@@ -165,6 +165,7 @@ impl fmt::Display for Errno {
             libc::ENOMEM => "ENOMEM",
             libc::EOPNOTSUPP => "EOPNOTSUPP",
             libc::ESRCH => "ESRCH",
+            libc::ETIMEDOUT => "ETIMEDOUT",
             other => return write!(f, "errno {other}"),
         };
         f.write_str(name)

@@ -149,9 +149,11 @@ pub enum Unavailable {
     Busy,
     /// This thread has passed its exit hook and is unregistered for good.
     Finished,
-    /// This kernel does not abort a section that was preempted, or might not and could not be tried: see
-    /// [`crate::self_test`].
+    /// This kernel does not abort a section that was preempted: see [`crate::self_test`].
     NoAborts,
+    /// Some kernels of this release do not abort a section that was preempted, and this one could not be tried (EACCES:
+    /// under a seccomp filter).
+    Untested(Errno),
     /// A filter lets the system call succeed without making it.
     Pretended,
     /// Not asked for. This crate never answers it; it is there for libraries that offer such an option.
@@ -173,6 +175,7 @@ impl Unavailable {
             Unavailable::SwitchedOff => (10, 0),
             Unavailable::NoAborts => (11, 0),
             Unavailable::Pretended => (12, 0),
+            Unavailable::Untested(Errno(errno)) => (13, errno),
         };
         (value << 8) as u32 | tag
     }
@@ -190,6 +193,7 @@ impl Unavailable {
             10 => Unavailable::SwitchedOff,
             11 => Unavailable::NoAborts,
             12 => Unavailable::Pretended,
+            13 => Unavailable::Untested(Errno(value)),
             _ => Unavailable::Busy,
         }
     }
@@ -208,6 +212,9 @@ impl fmt::Display for Unavailable {
             Unavailable::Finished => f.write_str("this thread has unregistered and is about to end"),
             Unavailable::Pretended => f.write_str("a filter answers for rseq without making the call"),
             Unavailable::NoAborts => f.write_str("this kernel does not abort preempted sections"),
+            Unavailable::Untested(errno) => {
+                write!(f, "kernels of this release may not abort preempted sections, and a test answered {errno}")
+            }
             Unavailable::SwitchedOff => f.write_str("switched off by option"),
         }
     }
@@ -265,6 +272,7 @@ mod tests {
             Unavailable::Finished,
             Unavailable::NoAborts,
             Unavailable::Pretended,
+            Unavailable::Untested(Errno(libc::EACCES)),
             Unavailable::SwitchedOff,
         ] {
             assert_eq!(Unavailable::unpack(reason.pack()), reason);

@@ -32,7 +32,7 @@ use crate::abi::{CPU_ID_UNINITIALIZED, Errno, FLAG_UNREGISTER, KeepErrno, Rseq, 
 use crate::arch::{self, ABORTS_IN_DOUBT, HAVE_SEQUENCES, OwnBlock};
 use crate::features::{FeatureSize, OWN_AREA, Registrar, plan};
 use crate::mode::{Mode, Unavailable};
-use crate::signals::BlockedSignals;
+use crate::signals::{BlockedSignals, filtered};
 use crate::{membarrier, probe, self_test};
 use core::ffi::c_void;
 use core::mem::align_of;
@@ -132,8 +132,6 @@ fn examine() -> Result<u32, Unavailable> {
         return Err(Unavailable::Busy);
     }
     let symbols = probe::libc_symbols();
-    state.store(UNKNOWN, Ordering::Relaxed);
-
     let plan = plan(probe::libc_says(symbols), probe::auxv());
     let libc = symbols.filter(|_| plan.registrar == Registrar::Libc);
     let mode = Mode {
@@ -147,30 +145,38 @@ fn examine() -> Result<u32, Unavailable> {
     let aligned = mode.area().addr().is_multiple_of(align_of::<Rseq>());
     let answer = match mode.registrar {
         Registrar::Libc if !aligned || !mode.features.has_cpu_id() => Err(Unavailable::LibcArea),
-        Registrar::Libc if rseq_pretends() => Err(Unavailable::Pretended),
+        // SAFETY: libc's area, aligned. Nobody but the kernel writes the number of a CPU there.
+        Registrar::Libc if unsafe { cpu_id(mode.area()) } <= 0 && rseq_pretends() => Err(Unavailable::Pretended),
         Registrar::Libc => Ok(()),
-        Registrar::Ourselves => register_once(mode.registered_len),
+        Registrar::Ourselves => {
+            state.store(UNKNOWN, Ordering::Relaxed);
+            register_once(mode.registered_len)
+        }
     };
+    // Still busy, or registered: a call that comes out of this one is told so.
+    let answer = answer.and_then(|()| if ABORTS_IN_DOUBT { try_aborts(&mode) } else { Ok(()) });
+    if mode.registrar == Registrar::Libc {
+        state.store(UNKNOWN, Ordering::Relaxed);
+    }
     Ok(match answer {
-        Ok(()) if ABORTS_IN_DOUBT && !aborts_are_real() => Unavailable::NoAborts.pack(),
         Ok(()) => READY,
         Err(reason) => reason.pack(),
     })
 }
 
 /// Whether this kernel aborts what it should.
-fn aborts_are_real() -> bool {
+fn try_aborts(mode: &Mode) -> Result<(), Unavailable> {
     // The trial starts a thread, and registering for fences costs milliseconds in a process with two. An errno is kept
     // there for whoever asks for a fence.
     let _ = membarrier::register();
-    self_test::trusted()
+    self_test::trusted(mode.registered_len)
 }
 
 /// Whether a seccomp filter makes the system call "succeed" without making it. libc cannot tell, and the `cpu_id` of
 /// glibc's first thread is 0 before anybody writes it, which looks like a CPU. Every kernel refuses an unknown flag.
 fn rseq_pretends() -> bool {
     // SAFETY: refused before the area is looked at; nothing is registered.
-    unsafe { sys_rseq(core::ptr::null_mut(), 0, 1 << 30, SIGNATURE) }.is_ok()
+    filtered() && unsafe { sys_rseq(core::ptr::null_mut(), 0, 1 << 30, SIGNATURE) }.is_ok()
 }
 
 /// Makes sure that sequences of the calling thread are protected: registers it if that is our task and has not been

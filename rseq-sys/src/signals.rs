@@ -1,4 +1,4 @@
-//! Keeping signal handlers away for a moment.
+//! Keeping signal handlers away for a moment, and asking whether a filter may send one for a system call.
 
 use crate::abi::Errno;
 use core::mem::MaybeUninit;
@@ -26,4 +26,11 @@ impl Drop for BlockedSignals {
         // SAFETY: a set that was read from the kernel.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, core::ptr::null_mut()) };
     }
+}
+
+/// Whether a seccomp filter looks at the calling thread's system calls, some of which it may answer with SIGSYS. See
+/// [`prctl(2)`](https://man7.org/linux/man-pages/man2/prctl.2.html).
+pub(crate) fn filtered() -> bool {
+    // SAFETY: a question; -1 where there is no seccomp.
+    unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) > 0 }
 }

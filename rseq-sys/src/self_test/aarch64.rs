@@ -18,11 +18,11 @@ macro_rules! arm {
     };
 }
 
-/// Starts the helper with an area of `len` bytes.
+/// Starts the helper with an area of `len` bytes. Returns its thread id.
 ///
 /// # Safety
-/// `trial` is a zeroed [`Trial`] with `alive` set, which stays until the kernel has cleared `alive`.
-pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
+/// `trial` has `attributes`, `strict` and `alive` set and is zero otherwise; it stays until the kernel has cleared `alive`.
+pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<i32, Errno> {
     let answer: isize;
     // SAFETY: the call returns twice. The parent goes on at the end with nothing changed but x0. The child has a stack of
     // its own, which it does not use, and touches nothing but the trial until it ends; it does not leave this block. The
@@ -50,14 +50,18 @@ pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
             "mov x2, #0",
             "mov x8, #{sys_sched_setattr}",
             "svc #0",
+            "ldr w1, [x9, #128]",
+            "cbz w1, 5f",
             "cbnz x0, 6f",
+            "5:",
+            "add x3, x9, #64",
             "mov w2, #{turns}",
             "adrp x0, 9b",
             "add x0, x0, :lo12:9b",
             arm!(),
             "2:",
             "mov w1, #{in_section}",
-            "str w1, [x9, #64]",
+            "stlr w1, [x3]",
             "5:",
             "subs w2, w2, #1",
             "b.eq 5f",
@@ -98,5 +102,5 @@ pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
             inlateout("x8") libc::SYS_clone => _,
         );
     }
-    if answer < 0 { Err(Errno(-answer as i32)) } else { Ok(()) }
+    if answer < 0 { Err(Errno(-answer as i32)) } else { Ok(answer as i32) }
 }

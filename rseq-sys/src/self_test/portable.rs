@@ -7,6 +7,6 @@ use crate::abi::Errno;
 ///
 /// # Safety
 /// None; the signature of the assembly files.
-pub(super) unsafe fn start(_trial: *mut Trial, _len: u32) -> Result<(), Errno> {
+pub(super) unsafe fn start(_trial: *mut Trial, _len: u32) -> Result<i32, Errno> {
     Err(Errno(libc::ENOSYS))
 }

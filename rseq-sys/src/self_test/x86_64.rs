@@ -18,11 +18,11 @@ macro_rules! arm {
     };
 }
 
-/// Starts the helper with an area of `len` bytes.
+/// Starts the helper with an area of `len` bytes. Returns its thread id.
 ///
 /// # Safety
-/// `trial` is a zeroed [`Trial`] with `alive` set, which stays until the kernel has cleared `alive`.
-pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
+/// `trial` has `attributes`, `strict` and `alive` set and is zero otherwise; it stays until the kernel has cleared `alive`.
+pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<i32, Errno> {
     let answer: isize;
     // SAFETY: the call returns twice. The parent goes on at the end with nothing changed but the registers that a system
     // call changes. The child has a stack of its own, which it does not use, and touches nothing but the trial until it
@@ -53,7 +53,10 @@ pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
             "xor edx, edx",
             "syscall",
             "test eax, eax",
-            "jnz 6f",
+            "jz 5f",
+            "cmp dword ptr [r12 + 128], 0",
+            "jne 6f",
+            "5:",
             "mov ecx, {turns}",
             "lea rax, [rip + 9b]",
             arm!(),
@@ -101,5 +104,5 @@ pub(super) unsafe fn start(trial: *mut Trial, len: u32) -> Result<(), Errno> {
             lateout("r11") _,
         );
     }
-    if answer < 0 { Err(Errno(-answer as i32)) } else { Ok(()) }
+    if answer < 0 { Err(Errno(-answer as i32)) } else { Ok(answer as i32) }
 }

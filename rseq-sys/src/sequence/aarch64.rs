@@ -90,11 +90,18 @@ macro_rules! signature {
     };
 }
 
+/// Counts at `t`, or goes on if another exclusive access or an exception came in between.
+macro_rules! count_exclusively {
+    () => {
+        "ldxr {off}, [{t}]\nadd {off}, {off}, #1\nstxr {s:w}, {off}, [{t}]\ncbz {s:w}, 5f\n"
+    };
+}
+
 /// The abort handler: signature, count, then `$after`.
 ///
-/// The count is exclusive at first, since LSE atomics may be missing, and plain if that fails: every exception clears the
-/// monitor, so that a program that is stepped through would try for ever. A plain count may lose another thread's, which
-/// costs that thread an attempt that it takes for empty.
+/// The count is exclusive at first, since LSE atomics may be missing, and plain if that fails again and again: every
+/// exception clears the monitor, so that a program that is stepped through would try for ever. A plain count may lose
+/// another thread's, which costs that thread an attempt that it takes for empty.
 macro_rules! on_abort {
     ($($after:literal),*) => {
         concat!(
@@ -103,10 +110,9 @@ macro_rules! on_abort {
             "4:\n",
             "adrp {t}, {aborts}\n",
             "add {t}, {t}, :lo12:{aborts}\n",
-            "ldxr {off}, [{t}]\n",
-            "add {off}, {off}, #1\n",
-            "stxr {s:w}, {off}, [{t}]\n",
-            "cbz {s:w}, 5f\n",
+            count_exclusively!(),
+            count_exclusively!(),
+            count_exclusively!(),
             "ldr {off}, [{t}]\n",
             "add {off}, {off}, #1\n",
             "str {off}, [{t}]\n",
