@@ -162,6 +162,14 @@ fn log_all(mode: &Mode, logs: &[Log], values: std::ops::Range<usize>) -> usize {
     aborted
 }
 
+/// One more than the highest number of a CPU that the machine may ever have, which no id exceeds. The file holds
+/// something like `0-3` or `0,2-5`.
+fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").expect("/sys is mounted");
+    let last = text.trim().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
+    1 + last.expect("a list of numbers")
+}
+
 fn main() {
     let mode = match rseq_sys::mode() {
         Ok(mode) => mode,
@@ -169,8 +177,7 @@ fn main() {
     };
     // As long as there is one thread this costs nothing.
     let _ = membarrier::register();
-    // SAFETY: a question. Ids lie below the number of CPUs that the machine can have.
-    let ids = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).expect("a number of CPUs");
+    let ids = possible_cpus();
     let layout = std::alloc::Layout::array::<Log>(ids).expect("fits the address space");
     // SAFETY: not of size 0; zeroes are empty logs; the slice is freed with the layout that it was allocated with.
     let logs: Box<[Log]> = unsafe {

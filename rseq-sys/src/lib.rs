@@ -85,3 +85,7 @@ pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, with_thread_words};
 pub use features::{FeatureSize, Registrar};
 pub use mode::{IndexKind, Mode, ModeWithIndex, Unavailable};
 pub use registration::{current_mode, ensure_thread, mode, thread_is_registered};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

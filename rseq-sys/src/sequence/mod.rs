@@ -209,8 +209,10 @@ impl Vcpu {
     /// If the thread runs on vCPU `id` and `*v` is `expect`, stores `new` to `*v`.
     ///
     /// # Safety
-    /// `v` is a valid, aligned word, changed only by sequences that run with this `id` (or by others under a protocol
-    /// that accounts for them). The id must come from the same [`Vcpu`] kind for all users of the word.
+    /// The calling thread is registered ([`ensure_thread`](crate::ensure_thread) answered `Ok`), and the mode
+    /// [has this index](Mode::has_index). `v` is a valid, aligned word, changed only by sequences that run with this `id`
+    /// (or by others under a protocol that accounts for them). The id must come from the same [`Vcpu`] kind for all users
+    /// of the word.
     #[inline]
     pub unsafe fn compare_store(self, id: u32, v: *mut usize, expect: usize, new: usize) -> Outcome {
         // SAFETY: the contract of this function; ZERO is a valid word that always holds 0.
@@ -450,8 +452,9 @@ impl<const SHIFT: u32> Stacks<SHIFT> {
     /// empty or aborted; [`Stacks::retry_pop`] tells them apart.
     ///
     /// # Safety
-    /// `displacement` is that of a header. The stacks that headers point at stay mapped for ever; their slots are
-    /// written only by these operations or by whoever owns the stack exclusively.
+    /// The calling thread is registered, unless the table is closed or the areas are this crate's own (an unregistered one
+    /// has ids of all ones, which are not served). `displacement` is that of a header. The stacks that headers point at
+    /// stay mapped for ever; their slots are written only by these operations or by whoever owns the stack exclusively.
     #[inline(always)]
     pub unsafe fn pop(&self, displacement: usize) -> *mut u8 {
         // SAFETY: the contract of this function is that of the sequence.
