@@ -3,7 +3,7 @@
 #
 # Sizes known only at run time, default release profile: `__rust_alloc` and `__rust_dealloc`, at most 28 instructions.
 # A constant 64-byte layout, fat LTO: inlined into the callers `box_64` and `drop_64`, at most 22 instructions.
-# No call and no lock prefix in either. What a hit path is: tests/src/bin/count_hot_path/main.rs.
+# No call and no lock prefix in either. What a hit path is: hot-path/src/bin/count_hot_path/main.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,8 +13,8 @@ if [ "$(uname -m)" != x86_64 ]; then
 fi
 
 target=${CARGO_TARGET_DIR:-target}
-cargo build --quiet --release -p integration --bin hot_path --bin count_hot_path
-cargo build --quiet --profile lto -p integration --bin hot_path
+cargo build --quiet --release -p hot-path --bin hot_path --bin count_hot_path
+cargo build --quiet --profile lto -p hot-path --bin hot_path
 
 status=0
 "$target/release/hot_path" >/dev/null

@@ -4,8 +4,8 @@
 #
 #     ci/kernels.sh [--short] [--list] [WORD...]
 #
-# --short does less work in each row. WORDs select the rows that have them all, for instance "6.12 arm64 4-cpus", "musl",
-# "host"; --list prints what is selected and ends.
+# --short does less work in each row, and most of it where a guest has 4 CPUs (ci/kernels/work.sh). WORDs select the rows
+# that have them all, for instance "6.12 arm64 4-cpus", "musl", "host"; --list prints what is selected and ends.
 #
 # Each row runs the probe, all tests of rseq-sys, and the allocator's tests foreign and stress (ci/kernels/run-rows.sh):
 # on this machine, and in guests that run Debian's own kernels under QEMU's emulation. Everything is built here; what is
@@ -138,20 +138,13 @@ pack() {
     done
 }
 
-# The amounts of work in a row, as NAME=VALUE: emulated processors are some twenty times slower than this one, and as
-# many as there are share the same two.
-work() {
-    local kernel=$1 cpus=$2
-    ci/kernels/work.sh "$form" "$kernel" "$cpus"
-}
-
 # Runs the rows of one machine, in one go.
 run_machine() {
     local kernel=$1 arch=$2 cpus=$3 console=$consoles/$1-$2-$3.log rows from=$SECONDS limit=1500
     rows=$(awk -v m="$kernel $arch $cpus" '$1 " " $2 " " $3 == m { print $5 }' "$out/rows" | paste -sd, -)
     [ "$form" = long ] || limit=400
     local amounts
-    mapfile -t amounts < <(work "$kernel" "$cpus")
+    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus")
     if [ "$kernel" = host ]; then
         env "${amounts[@]}" ci/kernels/run-rows.sh "$out/programs/$arch" ${rows//,/ } >"$console" 2>&1
     else
@@ -192,4 +185,4 @@ phase 'build' build_all
 phase 'pack' pack
 phase 'run' run_machines
 printf 'kernels: all: %d s\n' $SECONDS >&2
-ci/kernels/table.sh "$out"
+ci/kernels/table.sh "$form" "$out"

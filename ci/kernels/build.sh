@@ -35,13 +35,20 @@ make_libunwind() {
     printf '%s\n' "$folder"
 }
 
+# The flag goes to the crates of this project alone, for which cargo wants to be told that unstable options are fine.
+# What they depend on does not care, and is shared with the dynamic build.
+link_statically() {
+    local package
+    export RUSTC_BOOTSTRAP=1
+    options+=(-Zprofile-rustflags)
+    for package in rseq-sys alloc-core integration; do
+        options+=(--config "profile.release.package.$package.rustflags=[\"-Ctarget-feature=+crt-static\"]")
+    done
+}
+
 case $arch-$libc in
 x86_64-glibc-dynamic) ;;
-x86_64-glibc-static)
-    # With a target named, the flags do not apply to build scripts.
-    options+=(--target x86_64-unknown-linux-gnu)
-    options+=(--config 'target.x86_64-unknown-linux-gnu.rustflags=["-Ctarget-feature=+crt-static"]')
-    ;;
+x86_64-glibc-static) link_statically ;;
 x86_64-musl-static)
     use_debians_rustc
     export RUSTC_BOOTSTRAP=1
@@ -56,9 +63,7 @@ aarch64-glibc-*)
     use_debians_rustc
     options+=(--target aarch64-unknown-linux-gnu)
     options+=(--config 'target.aarch64-unknown-linux-gnu.linker="aarch64-linux-gnu-gcc"')
-    if [ "$libc" = glibc-static ]; then
-        options+=(--config 'target.aarch64-unknown-linux-gnu.rustflags=["-Ctarget-feature=+crt-static"]')
-    fi
+    [ "$libc" != glibc-static ] || link_statically
     ;;
 *)
     printf 'build.sh: no way to build for %s with %s\n' "$arch" "$libc" >&2

@@ -8,7 +8,7 @@
 # the probe, every test of rseq-sys, and of the allocator the tests foreign and stress.
 #
 # Environment: RSEQ_SYS_TEST_PERCENT and STRESS_* as the tests know them; PROGRAM_LIMIT, seconds after which a program
-# counts as hung (300).
+# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas.
 #
 # Everything a program prints is shown. Lines for the table begin with "@row":
 #
@@ -72,6 +72,12 @@ row() {
     printf '@row mode %s %s\n' "$libc" "$(sed -n 's/^mode: *//p' "$work/log")"
 
     for program in "$binaries/$build"/rseq_sys.*; do
+        case ,${LEAVE_OUT:-}, in
+        *,"${program##*/}",*)
+            printf -- '--- %s: %s left out\n' "$libc" "$program"
+            continue
+            ;;
+        esac
         run "$program" --show-output
         count
     done

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Judges the rows of a run of ci/kernels.sh by the consoles, and prints the table.
 #
-#     ci/kernels/table.sh OUT
+#     ci/kernels/table.sh long|short OUT
 #
 # Reads OUT/rows (what must have run) and OUT/consoles, writes OUT/table.md. A row that is not there, did not end, ran
 # on another kernel, left a program out, chose another mode, failed a test or aborted nothing is a failure; the end of
 # its console is printed. Status 0 only if there is none.
 set -euo pipefail
 
-out=${1:?usage: ci/kernels/table.sh OUT}
+form=${1:?usage: ci/kernels/table.sh long|short OUT}
+out=$2
+here=$(dirname "$0")
 table=$out/table.md
 bad=0
 failures=()
@@ -24,6 +26,14 @@ registrar() {
     glibc-dynamic | glibc-static) printf 'libc\n' ;;
     *) printf 'ourselves\n' ;;
     esac
+}
+
+# How many programs a row has to run: all that were built, but those it is to leave out.
+programs_to_run() {
+    local built left_out
+    built=$(find "$out/programs/$arch/${libc/untuned/dynamic}" -type f | wc -l)
+    left_out=$("$here/work.sh" "$form" "$kernel" "$cpus" | sed -n 's/^LEAVE_OUT=//p' | tr ',' '\n' | grep -c .) || true
+    printf '%d\n' $((built - left_out))
 }
 
 # Why a row without an end has none.
@@ -45,7 +55,7 @@ judge() {
         printf 'another kernel'
     elif [ "$ran_on" != "$cpus" ]; then
         printf 'another number of CPUs'
-    elif [ "$programs" -ne "$(find "$out/programs/$arch/${libc/untuned/dynamic}" -type f | wc -l)" ]; then
+    elif [ "$programs" -ne "$(programs_to_run)" ]; then
         printf 'programs left out'
     elif [[ $mode != "$wanted"* ]]; then
         printf 'wrong mode'
