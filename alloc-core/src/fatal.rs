@@ -141,6 +141,12 @@ pub(crate) fn foreign(address: usize, seen: Seen) -> ! {
     die_of_bad_free(&mut line, seen)
 }
 
+/// The size of the block at `address` was asked for, but no block of this allocator starts there.
+#[cold]
+pub(crate) fn unknown(address: usize) -> ! {
+    die(Line::new().text("size of the block at ").hex(address).text(", which this allocator does not know"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Line;

@@ -110,7 +110,7 @@ unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
 }
 
 /// What no class serves, with whether it is known to be zero. Null for a size of 0, which `GlobalAlloc` rules out.
-fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, bool) {
+pub(crate) fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, bool) {
     // What does not fit into any address space is not worth a purge.
     if size == 0 || size.checked_add(align).is_none_or(|end| end >> os::ADDRESS_BITS != 0) {
         return (null_mut(), false);
@@ -177,7 +177,7 @@ fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
 /// Returns a block of the bin at `displacement` when the inlined sequence did not take it.
 #[cold]
 #[inline(never)]
-fn free_slow(block: *mut u8, displacement: usize, options: &Options) {
+pub(crate) fn free_slow(block: *mut u8, displacement: usize, options: &Options) {
     let bin = shard::bin_at(displacement);
     let block = block.expose_provenance();
     let done = visit(options, |access| shard::free(access, bin, block), |arena| shard::free(arena, bin, block));

@@ -41,7 +41,7 @@
 //!
 //! # Layers, top to bottom
 //!
-//! `global` (the interface of Rust), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
+//! `global` (the interface of Rust) and [`c`] (what a C interface is made of), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
 //! caches), `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta`
 //! (memory for metadata) and `os`. Nothing imports upwards.
 //!
@@ -75,6 +75,7 @@
 
 #![no_std]
 
+pub mod c;
 mod central;
 mod decay;
 mod depot;

@@ -12,15 +12,23 @@
 //! - A class is published after its owner, so whoever reads a class reads the owner set with it or a later one.
 //!   Owners are type-stable (see [`crate::meta`]), which makes even a stale one safe to look at.
 //!
+//! - The displacements of the classes are in place before the first leaf is.
+//!
+//! Below the C interface's `free` each instruction counts, so the tables are laid out for [`free_displacement`]: a slot
+//! holds not the leaf but the place where the class byte of page 0 would be if the leaf's class bytes went on
+//! downwards from its first page, plus one. The whole page number is then the index, without a mask, and no leaf comes
+//! out as null.
+//!
 //! What it does not do: no locks, and no protection against looking up an address that is being set or
 //! cleared at that moment. The owner of the block rules that out; a wild pointer gets an answer from before or after.
 
+use core::mem::offset_of;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::meta;
 use crate::os::ADDRESS_BITS;
-use crate::size_class::{HUGE_SHIFT, PAGE_SHIFT};
+use crate::size_class::{CLASSES, CLOSED_BIN, HUGE_SHIFT, PAGE_SHIFT, last_bin_of_class};
 
 /// The class of addresses that belong to nobody.
 pub(crate) const NONE: u8 = 0;
@@ -39,7 +47,21 @@ const OWNER_UNITS: usize = PAGES * size_of::<AtomicPtr<u8>>() / UNIT;
 const CLASS_UNITS: usize = PAGES / UNIT;
 const UNIT_WORDS: usize = (OWNER_UNITS + CLASS_UNITS).div_ceil(64);
 
-static ROOT: [AtomicPtr<Leaf>; ROOT_SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS];
+/// The root and what [`free_displacement`] needs besides, side by side so that one register leads to both.
+#[repr(C)]
+struct Tables {
+    /// Per GiB null or [`biased`].
+    root: [AtomicPtr<u8>; ROOT_SLOTS],
+    /// By class byte, the displacement in a shard of the header that a freed block goes to. Zero until the first leaf
+    /// is installed, so that the whole static takes no room in the file. Wider than need be: a load of 16 bits would have
+    /// to be extended by another instruction.
+    displacements: [AtomicU32; 256],
+}
+
+static MAP: Tables = Tables {
+    root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS],
+    displacements: [const { AtomicU32::new(0) }; 256],
+};
 
 /// A leaf made in advance, so that [`Spare`] usually costs nothing.
 static SPARE: AtomicPtr<Leaf> = AtomicPtr::new(ptr::null_mut());
@@ -55,8 +77,8 @@ struct Leaf {
     classes: [AtomicU8; PAGES],
 }
 
-const _: () = assert!(core::mem::offset_of!(Leaf, owners) == 2 * UNIT);
-const _: () = assert!(core::mem::offset_of!(Leaf, classes).is_multiple_of(UNIT));
+const _: () = assert!(offset_of!(Leaf, owners) == 2 * UNIT);
+const _: () = assert!(offset_of!(Leaf, classes).is_multiple_of(UNIT));
 
 /// Gives `pages` pages from `addr` on a class and an owner. False: no memory for a leaf, and nothing changed.
 pub(crate) fn set(addr: usize, pages: usize, class: u8, owner: *mut u8) -> bool {
@@ -99,6 +121,40 @@ pub(crate) fn lookup(addr: usize) -> (u8, *mut u8) {
         NONE => (NONE, ptr::null_mut()),
         class => (class, leaf.owners[page].load(Ordering::Relaxed)),
     }
+}
+
+/// The displacement of the header that takes the block at `addr`: that of the last bin of its class. Where `addr` lies
+/// in no class, `None` or the displacement of [`CLOSED_BIN`], which takes nothing.
+///
+/// # Safety
+/// Nobody sets or clears the page of `addr` meanwhile. Where `addr` is in a live block, or where there never was one,
+/// that is so.
+#[inline(always)]
+pub(crate) unsafe fn free_displacement(addr: usize) -> Option<usize> {
+    let biased = MAP.root.get(unforeseen(addr >> LEAF_SHIFT))?.load(Ordering::Acquire);
+    if biased.is_null() {
+        return None;
+    }
+    let class = biased.wrapping_add(addr >> PAGE_SHIFT).wrapping_sub(1);
+    // SAFETY: by the bias this is the class byte of the page in its leaf, which lives for ever. No other thread writes
+    // to it, by contract; an atomic load would have to be extended by another instruction.
+    let class = unsafe { class.read() };
+    Some(MAP.displacements[usize::from(class)].load(Ordering::Relaxed) as usize)
+}
+
+/// The same number, of which the compiler knows nothing. It would compare the address instead of the slot with a bound,
+/// and need an instruction more for that.
+#[inline(always)]
+fn unforeseen(slot: usize) -> usize {
+    if cfg!(miri) {
+        return slot;
+    }
+    let same;
+    // SAFETY: no instruction.
+    unsafe {
+        core::arch::asm!("/* {} */", inout(reg) slot => same, options(pure, nomem, nostack, preserves_flags));
+    }
+    same
 }
 
 /// Records the descriptor of the huge page at `addr`. False: no memory for a leaf, and nothing changed.
@@ -194,9 +250,31 @@ fn page_numbers(addr: usize, pages: usize) -> Option<(usize, usize)> {
 
 #[inline]
 fn leaf(slot: usize) -> Option<&'static Leaf> {
-    let leaf = ROOT.get(slot)?.load(Ordering::Acquire);
+    let biased = MAP.root.get(slot)?.load(Ordering::Acquire);
+    if biased.is_null() {
+        return None;
+    }
     // SAFETY: the root holds null or a leaf, which lives for ever and has only atomic fields.
-    unsafe { leaf.as_ref() }
+    unsafe { unbiased(slot, biased).as_ref() }
+}
+
+/// What the root holds for a leaf; see the module's description. Odd, so never null.
+fn biased(slot: usize, leaf: NonNull<Leaf>) -> *mut u8 {
+    leaf.as_ptr().cast::<u8>().wrapping_add(offset_of!(Leaf, classes) + 1).wrapping_sub(slot * PAGES)
+}
+
+/// The inverse of [`biased`].
+#[inline]
+fn unbiased(slot: usize, biased: *mut u8) -> *mut Leaf {
+    biased.wrapping_add(slot * PAGES).wrapping_sub(offset_of!(Leaf, classes) + 1).cast()
+}
+
+/// Fills in the displacements; always the same, so it does no harm to do it again.
+fn fill_displacements() {
+    for (class, displacement) in MAP.displacements.iter().enumerate() {
+        let bin = if class > 0 && class < CLASSES { last_bin_of_class(class) } else { CLOSED_BIN };
+        displacement.store((bin * size_of::<usize>()) as u32, Ordering::Relaxed);
+    }
 }
 
 fn leaf_or_new(slot: usize) -> Option<&'static Leaf> {
@@ -226,15 +304,17 @@ enum Installed {
 
 /// Offers a new leaf for a slot. `None`: there is no such slot.
 fn install(slot: usize, new: NonNull<Leaf>) -> Option<Installed> {
-    let winner = ROOT.get(slot)?.compare_exchange(ptr::null_mut(), new.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
-    match winner {
+    let root = MAP.root.get(slot)?;
+    // Published with the leaf: whoever reads a class byte reads these.
+    fill_displacements();
+    match root.compare_exchange(ptr::null_mut(), biased(slot, new), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
             meta::account(2 * UNIT);
             // SAFETY: installed just now, for ever; zero bytes are a valid leaf.
             Some(Installed::Ours(unsafe { new.as_ref() }))
         }
         // SAFETY: a leaf that another thread installed, for ever.
-        Err(other) => Some(Installed::Theirs(unsafe { other.as_ref() }?)),
+        Err(other) => Some(Installed::Theirs(unsafe { unbiased(slot, other).as_ref() }?)),
     }
 }
 
@@ -370,6 +450,25 @@ mod tests {
         assert_eq!(touched(), 3);
         assert!(set(base, PAGES, 1, owner(8)));
         assert_eq!(touched() as usize, OWNER_UNITS + CLASS_UNITS);
+    }
+
+    #[test]
+    fn displacements_are_those_of_the_last_bin() {
+        // SAFETY: no other test uses this GiB, nor the addresses beyond the user's.
+        let free_displacement = |addr| unsafe { super::free_displacement(addr) };
+        let base = unused_gib();
+        assert_eq!(free_displacement(base), None);
+        for class in 1..CLASSES {
+            assert!(set(base + class * PAGE, 1, class as u8, owner(8)));
+            assert_eq!(free_displacement(base + class * PAGE + 9), Some(last_bin_of_class(class) * 8));
+        }
+        assert!(set(base, 1, LARGE, owner(8)));
+        for nobodys in [base, base + CLASSES * PAGE, base + GIB - 1] {
+            assert_eq!(free_displacement(nobodys), Some(CLOSED_BIN * 8));
+        }
+        for outside in [0, 1 << ADDRESS_BITS, usize::MAX] {
+            assert_eq!(free_displacement(outside), None);
+        }
     }
 
     proptest::proptest! {

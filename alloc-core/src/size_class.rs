@@ -38,8 +38,11 @@ const SMALL_CLASSES: usize = 1 + 8 + (SMALL_MAX - 64) / 16;
 const EIGHT_STEP_CLASSES: usize = (EIGHT_STEPS_MAX_LOG - SMALL_LOG) * 8;
 const FOUR_STEP_CLASSES: usize = (MEDIUM_LOG - EIGHT_STEPS_MAX_LOG) * 4;
 
-/// Number of bins: magazine tops per shard.
-pub(crate) const BINS: usize = SMALL_BINS + EIGHT_STEP_CLASSES + FOUR_STEP_CLASSES;
+/// Number of bins: magazine tops per shard, [`CLOSED_BIN`] included.
+pub(crate) const BINS: usize = CLOSED_BIN + 1;
+/// A bin that no size has. Its headers keep what they are initialised with, a stack that is empty and full at once: a
+/// free without a size that is led here fails like one that found no room, without a comparison of its own.
+pub(crate) const CLOSED_BIN: usize = SMALL_BINS + EIGHT_STEP_CLASSES + FOUR_STEP_CLASSES;
 /// Number of classes, the unused class 0 included.
 pub(crate) const CLASSES: usize = SMALL_CLASSES + EIGHT_STEP_CLASSES + FOUR_STEP_CLASSES;
 
@@ -99,21 +102,23 @@ const fn formula(x: usize) -> usize {
     }
 }
 
-/// The class whose blocks a bin holds.
+/// The class whose blocks a bin holds. [`CLOSED_BIN`] holds none and answers with the last class.
 #[inline]
 pub(crate) const fn class_of_bin(bin: usize) -> usize {
     if bin < 8 {
         bin + 1
     } else if bin < SMALL_BINS {
         9 + (bin - 8) / 2
-    } else {
+    } else if bin < CLOSED_BIN {
         SMALL_CLASSES + bin - SMALL_BINS
+    } else {
+        CLASSES - 1
     }
 }
 
-/// The last bin of a class: the inverse of [`class_of_bin`], up to the bin below that shares the class.
-#[cfg(test)]
-const fn last_bin_of_class(class: usize) -> usize {
+/// The last bin of a class: the inverse of [`class_of_bin`], up to the bin below that shares the class. This is the one
+/// that requests aligned to 16 use.
+pub(crate) const fn last_bin_of_class(class: usize) -> usize {
     if class < 9 {
         class - 1
     } else if class < SMALL_CLASSES {
@@ -297,8 +302,16 @@ mod tests {
         for class in 1..CLASSES {
             assert_eq!(class_of_bin(last_bin_of_class(class)), class);
         }
-        for bin in 0..BINS {
+        for bin in 0..CLOSED_BIN {
             assert!(last_bin_of_class(class_of_bin(bin)) - bin <= 1);
+        }
+    }
+
+    #[test]
+    fn requests_aligned_to_16_use_the_last_bin_of_their_class() {
+        for size in 1..=MEDIUM_MAX {
+            let bin = bin((size - 1) | 15).unwrap();
+            assert_eq!(last_bin_of_class(class_of_bin(bin)), bin, "{size}");
         }
     }
 

@@ -1,0 +1,17 @@
+//! How the shared library is linked.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    for argument in [
+        // The number changes when the interface of `rseqalloc.h` does.
+        "-Wl,-soname,librseqalloc.so.0",
+        // Blocks, fork handlers and the kernel's registrations outlive every `dlclose`.
+        "-Wl,-z,nodelete",
+        // Lazy binding would run the dynamic linker in the middle of an allocation.
+        "-Wl,-z,now",
+        // The fork handlers come before those of other libraries' constructors, which may allocate in theirs.
+        "-Wl,-z,initfirst",
+    ] {
+        println!("cargo:rustc-cdylib-link-arg={argument}");
+    }
+}

@@ -1,0 +1,169 @@
+//! The operators `new` and `delete` of C++, in all forms, under their mangled names.
+//!
+//! A `new` that fails calls the new handler and tries again, until there is none; then the throwing forms throw
+//! `std::bad_alloc` and the `nothrow` forms return null. Handler and exception are libstdc++'s. It is looked up when it
+//! is needed, so that C programs need none.
+//!
+//! Not done: a handler that throws out of a `nothrow` form ends the process. The sizes and alignments that `delete` is
+//! told are not used: the map knows better than a program that deletes through the wrong type.
+
+use alloc_core::c;
+use core::ffi::{CStr, c_void};
+use core::ptr::null_mut;
+
+/// `std::nothrow_t const &`.
+type NoThrow = *const c_void;
+
+/// A function of libstdc++, which may have been loaded where the default search does not reach.
+fn function(name: &CStr) -> *mut c_void {
+    // SAFETY: a valid name. <https://man7.org/linux/man-pages/man3/dlsym.3.html>
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if !found.is_null() {
+        return found;
+    }
+    let library = c"libstdc++.so.6".as_ptr();
+    // SAFETY: loads nothing. <https://man7.org/linux/man-pages/man3/dlopen.3.html>
+    let library = unsafe { libc::dlopen(library, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    if library.is_null() {
+        return null_mut();
+    }
+    // SAFETY: as above; the handle is kept, as the process is about to throw.
+    unsafe { libc::dlsym(library, name.as_ptr()) }
+}
+
+/// Calls the new handler; false if there is none.
+fn handled() -> bool {
+    type Handler = unsafe extern "C-unwind" fn();
+    type GetHandler = unsafe extern "C" fn() -> Option<Handler>;
+    let get = function(c"_ZSt15get_new_handlerv");
+    if get.is_null() {
+        return false;
+    }
+    // SAFETY: `std::get_new_handler()` has this type.
+    let get: GetHandler = unsafe { core::mem::transmute(get) };
+    // SAFETY: may be called at any time.
+    match unsafe { get() } {
+        Some(handler) => {
+            // SAFETY: what the program installed to be called now; it may throw.
+            unsafe { handler() };
+            true
+        }
+        None => false,
+    }
+}
+
+/// Throws `std::bad_alloc`.
+fn throw() -> ! {
+    type Throw = unsafe extern "C-unwind" fn() -> !;
+    let throw = function(c"_ZSt17__throw_bad_allocv");
+    if throw.is_null() {
+        let line = "rseq-alloc: operator new: out of memory, and no libstdc++ to throw std::bad_alloc with\n";
+        // SAFETY: the text is valid for its length. <https://man7.org/linux/man-pages/man2/write.2.html>
+        unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+        // SAFETY: always sound.
+        unsafe { libc::abort() };
+    }
+    // SAFETY: `std::__throw_bad_alloc()` has this type.
+    let throw: Throw = unsafe { core::mem::transmute(throw) };
+    // SAFETY: the frames in between have nothing to drop, and all may be unwound.
+    unsafe { throw() }
+}
+
+/// A block for a `new` whose first attempt failed, or null when there is no handler any more.
+#[cold]
+#[inline(never)]
+fn with_handler(size: usize, align: usize) -> *mut c_void {
+    while handled() {
+        let block = c::allocate_aligned(size, align);
+        if !block.is_null() {
+            return block.cast();
+        }
+    }
+    null_mut()
+}
+
+/// [`with_handler`], and an exception instead of null.
+#[cold]
+#[inline(never)]
+fn or_throw(size: usize, align: usize) -> *mut c_void {
+    let block = with_handler(size, align);
+    if block.is_null() { throw() } else { block }
+}
+
+/// The forms of `new`: name, parameters, first attempt, and what comes after it.
+macro_rules! new {
+    ($($(#[$doc:meta])+ $name:ident($size:ident $(, $align:ident: usize)? $(; $nothrow:ident)?)
+        = $first:expr, $then:ident($by:expr);)+) => {$(
+        $(#[$doc])+
+        // SAFETY: this is the function that C++ programs mean by the name.
+        #[unsafe(no_mangle)]
+        pub extern "C-unwind" fn $name($size: usize $(, $align: usize)? $(, $nothrow: NoThrow)?) -> *mut c_void {
+            let block = $first;
+            if block.is_null() { $then($size, $by) } else { block.cast() }
+        }
+    )+};
+}
+
+new! {
+    /// `operator new(size_t)`
+    _Znwm(size) = c::allocate(size), or_throw(c::ALIGN);
+    /// `operator new[](size_t)`
+    _Znam(size) = c::allocate(size), or_throw(c::ALIGN);
+    /// `operator new(size_t, nothrow)`
+    _ZnwmRKSt9nothrow_t(size; _nothrow) = c::allocate(size), with_handler(c::ALIGN);
+    /// `operator new[](size_t, nothrow)`
+    _ZnamRKSt9nothrow_t(size; _nothrow) = c::allocate(size), with_handler(c::ALIGN);
+    /// `operator new(size_t, align_val_t)`
+    _ZnwmSt11align_val_t(size, align: usize) = c::allocate_aligned(size, align), or_throw(align);
+    /// `operator new[](size_t, align_val_t)`
+    _ZnamSt11align_val_t(size, align: usize) = c::allocate_aligned(size, align), or_throw(align);
+    /// `operator new(size_t, align_val_t, nothrow)`
+    _ZnwmSt11align_val_tRKSt9nothrow_t(size, align: usize; _nothrow) =
+        c::allocate_aligned(size, align), with_handler(align);
+    /// `operator new[](size_t, align_val_t, nothrow)`
+    _ZnamSt11align_val_tRKSt9nothrow_t(size, align: usize; _nothrow) =
+        c::allocate_aligned(size, align), with_handler(align);
+}
+
+/// The forms of `delete`, which are all the same.
+macro_rules! delete {
+    ($($(#[$doc:meta])+ $name:ident($($parameter:ident: $type:ty),*);)+) => {$(
+        $(#[$doc])+
+        ///
+        /// # Safety
+        /// `block` is null or a live block of this heap, and not used any more.
+        // SAFETY: this is the function that C++ programs mean by the name.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(block: *mut c_void $(, $parameter: $type)*) {
+            // SAFETY: the contract of this function.
+            unsafe { c::free(block.cast()) }
+        }
+    )+};
+}
+
+delete! {
+    /// `operator delete(void *)`
+    _ZdlPv();
+    /// `operator delete[](void *)`
+    _ZdaPv();
+    /// `operator delete(void *, size_t)`
+    _ZdlPvm(_size: usize);
+    /// `operator delete[](void *, size_t)`
+    _ZdaPvm(_size: usize);
+    /// `operator delete(void *, nothrow)`
+    _ZdlPvRKSt9nothrow_t(_nothrow: NoThrow);
+    /// `operator delete[](void *, nothrow)`
+    _ZdaPvRKSt9nothrow_t(_nothrow: NoThrow);
+    /// `operator delete(void *, align_val_t)`
+    _ZdlPvSt11align_val_t(_align: usize);
+    /// `operator delete[](void *, align_val_t)`
+    _ZdaPvSt11align_val_t(_align: usize);
+    /// `operator delete(void *, size_t, align_val_t)`
+    _ZdlPvmSt11align_val_t(_size: usize, _align: usize);
+    /// `operator delete[](void *, size_t, align_val_t)`
+    _ZdaPvmSt11align_val_t(_size: usize, _align: usize);
+    /// `operator delete(void *, align_val_t, nothrow)`
+    _ZdlPvSt11align_val_tRKSt9nothrow_t(_align: usize, _nothrow: NoThrow);
+    /// `operator delete[](void *, align_val_t, nothrow)`
+    _ZdaPvSt11align_val_tRKSt9nothrow_t(_align: usize, _nothrow: NoThrow);
+}

@@ -1,0 +1,132 @@
+/* Several threads: blocks that another thread frees, and forks while others allocate. */
+#define _GNU_SOURCE
+#include "cases.h"
+#include <pthread.h>
+#include <sys/wait.h>
+
+enum { THREADS = 4, SLOTS = 512, FORKS = 200 };
+
+static void *slots[SLOTS];
+static volatile int stop;
+
+static unsigned next_random(unsigned *state)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 8;
+}
+
+static size_t random_size(unsigned *state)
+{
+    unsigned kind = next_random(state) % 100;
+    if (kind < 80)
+        return 8 + next_random(state) % 1000;
+    return kind < 98 ? next_random(state) % 100000 : next_random(state) % 3000000;
+}
+
+/* A block that says how long it is, with a mark at its end. */
+static void *marked(unsigned *state)
+{
+    size_t size = 16 + random_size(state);
+    unsigned char *block = malloc(size);
+    CHECK(block != NULL);
+    memcpy(block, &size, sizeof size);
+    block[size - 1] = (unsigned char)(size * 31);
+    return block;
+}
+
+static void check_and_free(unsigned char *block)
+{
+    size_t size;
+    if (block == NULL)
+        return;
+    memcpy(&size, block, sizeof size);
+    CHECK(size >= 16 && size < 4000000 && block[size - 1] == (unsigned char)(size * 31));
+    free(block);
+}
+
+static void *exchange(void *seed)
+{
+    unsigned state = (unsigned)(uintptr_t)seed;
+    for (long i = 0; seed != NULL && !stop && i < 300000; i++)
+        check_and_free(__atomic_exchange_n(&slots[next_random(&state) % SLOTS], marked(&state), __ATOMIC_ACQ_REL));
+    return NULL;
+}
+
+static void start(pthread_t *threads)
+{
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, exchange, (void *)(i + 1)) == 0);
+}
+
+/* Each block is freed by whichever thread comes next. */
+CASE(cross_thread)
+{
+    pthread_t threads[THREADS];
+    start(threads);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    for (int i = 0; i < SLOTS; i++)
+        check_and_free(slots[i]);
+}
+
+static void *forever(void *seed)
+{
+    while (!stop)
+        exchange(seed);
+    return NULL;
+}
+
+/* Children of a process with four allocating threads allocate themselves, free what the parent's threads made, and fork
+ * once more. One that hangs is ended by its alarm. */
+CASE(forks)
+{
+    pthread_t threads[THREADS];
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, forever, (void *)(i + 1)) == 0);
+    for (int i = 0; i < FORKS; i++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            alarm(60);
+            stop = 0;
+            for (int slot = 0; slot < SLOTS; slot++) {
+                check_and_free(slots[slot]);
+                slots[slot] = NULL;
+            }
+            unsigned state = (unsigned)i;
+            for (int round = 0; round < 2000; round++)
+                check_and_free(marked(&state));
+            pid_t grandchild = fork();
+            if (grandchild == 0) {
+                check_and_free(marked(&state));
+                _exit(0);
+            }
+            int status;
+            _exit(waitpid(grandchild, &status, 0) == grandchild && status == 0 ? 0 : 3);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(status == 0);
+    }
+    stop = 1;
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
+/* More threads one after the other than fit at once; what each leaves is freed by the main thread. */
+static void *leave(void *ignored)
+{
+    (void)ignored;
+    unsigned state = 9;
+    return marked(&state);
+}
+
+CASE(short_threads)
+{
+    for (int i = 0; i < 2000; i++) {
+        pthread_t thread;
+        void *block;
+        CHECK(pthread_create(&thread, NULL, leave, NULL) == 0 && pthread_join(thread, &block) == 0);
+        check_and_free(block);
+    }
+}
