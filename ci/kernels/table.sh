@@ -17,6 +17,8 @@ failures=()
 
 # What a machine's console says of a row: the rest of its line "@row WHAT LIBC …".
 said() {
+    # None at all if the machine was never started.
+    [ -f "$console" ] || return 0
     sed -n "s/^.*@row $1 $libc //p" "$console" | tail -n 1
 }
 
@@ -38,7 +40,9 @@ programs_to_run() {
 
 # Why a row without an end has none.
 how_it_ended() {
-    if grep -q 'Kernel panic' "$console"; then
+    if [ ! -f "$console" ]; then
+        printf 'was not started'
+    elif grep -q 'Kernel panic' "$console"; then
         printf 'kernel panic'
     elif grep -q '^@host killed' "$console"; then
         printf 'hung, killed'
@@ -114,6 +118,7 @@ align <"$table.new" >"$table"
 rm "$table.new"
 
 for console in $(printf '%s\n' "${failures[@]}" | sort -u); do
+    [ -f "$console" ] || continue
     printf '=== the end of %s\n' "$console"
     grep -nE 'FAILED|panicked|assert|Kernel panic|^@host|: error' "$console" | tail -n 20 || true
     tail -n 40 "$console"

@@ -31,7 +31,7 @@ else
         leave_out=rseq_sys.attack,rseq_sys.refused,rseq_sys.registration,rseq_sys.singlestep
     fi
     # The test's own goals are those of a real processor.
-    aborts=5 hertz=20
+    aborts=1 hertz=20
     # Tests with time limits of their own do not share them with others.
     printf 'RUST_TEST_THREADS=1\n'
 fi

@@ -145,8 +145,10 @@ pub(crate) fn run(plan: Plan) {
             }
         }
         let mover = scope.spawn(|| timer::move_threads(&tids, fences, &stop, slowed(MOVE)));
+        // The nodes start on the list of one CPU, which few threads come by where there are many.
+        let moved = || THREADS.iter().any(|thread| thread.nodes_moved.load(Ordering::Relaxed) > 0);
         let aborted = || library::aborts() > 0 && (plan.shared == 0 || sequence::aborts() > aborts);
-        while !aborted() && start.elapsed() < PATIENCE {
+        while !(aborted() && moved()) && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
         ENOUGH.store(true, Ordering::Relaxed);
@@ -195,7 +197,7 @@ fn settle(plan: Plan, nodes: u64, aborts: u64, moves: u64, time: Duration) {
 
     // Without these the sums above prove nothing.
     assert!(handled > 0 && moves > 0, "nobody was disturbed");
-    assert!(c.aborts > 0 && counted_c > 0 && nodes_moved > 0, "no sequence of the C library was aborted");
+    assert!(c.aborts > 0 && counted_c > 0 && nodes_moved > 0, "no sequence of the C library was aborted, or none took a node");
     assert_eq!(counted_rust > 0, plan.shared > 0);
     if plan.shared > 0 {
         assert!(aborts > 0, "no sequence of ours was aborted");
