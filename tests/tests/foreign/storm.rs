@@ -197,7 +197,10 @@ fn settle(plan: Plan, nodes: u64, aborts: u64, moves: u64, time: Duration) {
 
     // Without these the sums above prove nothing.
     assert!(handled > 0 && moves > 0, "nobody was disturbed");
-    assert!(c.aborts > 0 && counted_c > 0 && nodes_moved > 0, "no sequence of the C library was aborted, or none took a node");
+    assert!(
+        c.aborts > 0 && counted_c > 0 && nodes_moved > 0,
+        "no sequence of the C library was aborted, or none took a node"
+    );
     assert_eq!(counted_rust > 0, plan.shared > 0);
     if plan.shared > 0 {
         assert!(aborts > 0, "no sequence of ours was aborted");
