@@ -31,6 +31,7 @@ fn in_both(test: &str, body: fn()) {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "own {own}: {}\n{text}\n{errors}", output.status);
         assert!(text.contains("1 passed"), "own {own}: ran no test\n{text}");
+        text.lines().filter(|line| line.contains("skipped: ")).for_each(|line| println!("own {own}: {line}"));
         for skipped in text.lines().filter(|line| line.starts_with("skipped")) {
             println!("own {own}: {skipped}");
         }
