@@ -172,6 +172,14 @@ impl fmt::Display for Errno {
     }
 }
 
+impl Errno {
+    /// What the last call of this thread that failed left behind.
+    pub(crate) fn last() -> Self {
+        // SAFETY: libc's pointer to the calling thread's errno is always valid.
+        Errno(unsafe { *libc::__errno_location() })
+    }
+}
+
 impl core::error::Error for Errno {}
 
 /// The system call `rseq`: registers an area for the calling thread, or with [`FLAG_UNREGISTER`] removes it.
@@ -220,12 +228,7 @@ pub unsafe fn sys_membarrier(cmd: i32, flags: u32, cpu: i32) -> Result<i32, Errn
 
 /// The result of `syscall(2)`. Must be called before anything else can change `errno`.
 fn value(answer: c_long) -> Result<i32, Errno> {
-    if answer < 0 {
-        // SAFETY: libc's pointer to the calling thread's errno is always valid.
-        Err(Errno(unsafe { *libc::__errno_location() }))
-    } else {
-        Ok(answer as i32)
-    }
+    if answer < 0 { Err(Errno::last()) } else { Ok(answer as i32) }
 }
 
 /// Puts `errno` back when it goes out of scope: allocation functions that succeed must not change it.

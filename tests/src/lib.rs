@@ -13,6 +13,7 @@
 //! | [`child`] | the process itself again, or a fork of it, with a time limit |
 //! | [`configuration`] | one allocator configuration as a test binary |
 //! | [`body`] | the checks that all configurations share |
+//! | [`disturb`] | timers that signal threads, and the CPUs to move them to |
 //! | [`pattern`] | contents derived from address and owner, and their verification |
 //! | [`report`] | last words that need no allocator |
 //! | [`random`] | a small generator, seeded per test |
@@ -20,6 +21,7 @@
 pub mod body;
 pub mod child;
 pub mod configuration;
+pub mod disturb;
 pub mod harness;
 pub mod pattern;
 pub mod random;

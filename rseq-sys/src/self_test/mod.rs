@@ -163,7 +163,7 @@ impl SchedAttr {
         let mut attributes = unsafe {
             match libc::syscall(libc::SYS_sched_getattr, 0, attributes.as_mut_ptr(), size, 0) {
                 0 => attributes.assume_init(),
-                _ => return Err(last_errno()),
+                _ => return Err(Errno::last()),
             }
         };
         let strict = !attributes.is_fair();
@@ -253,7 +253,7 @@ impl Shared {
         // SAFETY: new memory, wherever the kernel likes.
         let address = unsafe { libc::syscall(libc::SYS_mmap, anywhere, len, protection, flags, -1, 0) };
         if address == -1 {
-            return Err(last_errno());
+            return Err(Errno::last());
         }
         let trial = core::ptr::with_exposed_provenance_mut::<Trial>(address as usize);
         let trial = NonNull::new(trial).ok_or(Errno(libc::ENOMEM))?;
@@ -331,14 +331,14 @@ impl Drop for Pinned {
 fn get_affinity(set: &mut CpuSet) -> Result<usize, Errno> {
     // SAFETY: the kernel writes at most as many bytes as it is told.
     let len = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of::<CpuSet>(), set.as_mut_ptr()) };
-    usize::try_from(len).map_err(|_| last_errno())
+    usize::try_from(len).map_err(|_| Errno::last())
 }
 
 fn set_affinity(set: &CpuSet, len: usize) -> Result<(), Errno> {
     // SAFETY: reads `len` bytes, which the set has.
     match unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, len, set.as_ptr()) } {
         0 => Ok(()),
-        _ => Err(last_errno()),
+        _ => Err(Errno::last()),
     }
 }
 
@@ -347,7 +347,7 @@ fn current_cpu() -> Result<u32, Errno> {
     // SAFETY: writes one word; the node and the unused third argument are not asked for. See getcpu(2).
     match unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, null_mut::<u32>(), null::<c_void>()) } {
         0 => Ok(cpu),
-        _ => Err(last_errno()),
+        _ => Err(Errno::last()),
     }
 }
 
@@ -379,11 +379,6 @@ fn version(text: impl Iterator<Item = u8>) -> Option<(u32, u32)> {
         }
     }
     Some((numbers[0]?, numbers[1]?))
-}
-
-fn last_errno() -> Errno {
-    // SAFETY: libc's pointer to the calling thread's errno is always valid.
-    Errno(unsafe { *libc::__errno_location() })
 }
 
 /// The helper is a thread of this process in all that matters, so that it shares its concurrency ids and can be started

@@ -20,8 +20,8 @@ use rseq_sys::sequence::{Outcome, Vcpu};
 use rseq_sys::{Errno, Mode, Registrar, Unavailable};
 
 mod library;
+mod mover;
 mod storm;
-mod timer;
 
 #[global_allocator]
 static GLOBAL: RseqAlloc = RseqAlloc::new();

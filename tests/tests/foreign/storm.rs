@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, AtomicUsize,
 use std::sync::{Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
+use integration::disturb::{self, Timer};
 use integration::random::Random;
 use integration::{die, pattern};
 use rseq_sys::sequence::{self, Outcome, Vcpu};
 use rseq_sys::{Errno, Unavailable, membarrier};
 
 use crate::library;
-use crate::timer::{self, Timer};
+use crate::mover;
 
 /// Who registers a thread, and so what it may run beside the allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ pub(crate) fn run(plan: Plan) {
     let end = END.get_or_init(|| Barrier::new(threads.len() + 1));
     // SAFETY: once, and nobody counts yet. Every CPU has a list; the threads find this one when they come by.
     let nodes = unsafe { library::prepare(first_cpu()) };
-    timer::install(handler);
+    disturb::install(handler);
 
     // Before there are threads, while it costs next to nothing. Where it is refused the moves have to do.
     let fences = membarrier::register().is_ok();
@@ -144,7 +145,7 @@ pub(crate) fn run(plan: Plan) {
                 _ => drop(scope.spawn(move || body(index))),
             }
         }
-        let mover = scope.spawn(|| timer::move_threads(&tids, fences, &stop, slowed(MOVE)));
+        let mover = scope.spawn(|| mover::move_threads(&tids, fences, &stop, slowed(MOVE)));
         // The nodes start on the list of one CPU, which few threads come by where there are many.
         let moved = || THREADS.iter().any(|thread| thread.nodes_moved.load(Ordering::Relaxed) > 0);
         let aborted = || library::aborts() > 0 && (plan.shared == 0 || sequence::aborts() > aborts);

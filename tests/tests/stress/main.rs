@@ -121,7 +121,7 @@ fn again(variable: &str, value: &str) {
 
 fn stress() {
     let parameters = Parameters::from_environment();
-    let cpus = pinning::allowed_cpus();
+    let cpus = integration::disturb::allowed_cpus();
     let busy = (parameters.busy_per_cpu * cpus.len()).min(MAX_THREADS / 2);
     let interrupters = (parameters.interrupters_per_cpu * cpus.len()).min(MAX_THREADS / 2);
     let threads = busy + interrupters;

@@ -11,18 +11,6 @@ use crate::{MAX_THREADS, Shared};
 /// Thread ids of the workers, zero before they have started.
 static TIDS: [AtomicI32; MAX_THREADS] = [const { AtomicI32::new(0) }; MAX_THREADS];
 
-/// The CPUs this process may run on, by
-/// [sched_getaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
-pub(crate) fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: all zero is a valid set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is valid for the length given.
-    let answer = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
-    assert_eq!(answer, 0, "sched_getaffinity");
-    // SAFETY: the numbers are below the size of the set.
-    (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
-}
-
 /// Enters the calling thread among those that are pinned.
 pub(crate) fn enrol(index: usize) {
     // SAFETY: no preconditions.

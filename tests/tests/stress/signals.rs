@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::time::Duration;
 
 use integration::die;
+use integration::disturb::{self, Timer};
 use rseq_sys::sequence::{Outcome, Vcpu};
 
 use crate::MAX_THREADS;
@@ -93,13 +94,7 @@ impl Sequences {
             unsafe { head.write(std::ptr::from_ref(node) as usize) };
         }
         CURRENT.store(std::ptr::from_ref(&*sequences).cast_mut(), Ordering::Release);
-        // SAFETY: all zero is a valid sigaction, with an empty mask.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = handler as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-        // SAFETY: the handler runs sequences and atomic additions only.
-        let answer = unsafe { libc::sigaction(signal(), &raw const action, std::ptr::null_mut()) };
-        assert_eq!(answer, 0, "sigaction");
+        disturb::install(handler);
         sequences
     }
 
@@ -248,48 +243,10 @@ extern "C" fn handler(_signal: i32, info: *mut libc::siginfo_t, _context: *mut l
     }
 }
 
-fn signal() -> i32 {
-    libc::SIGRTMIN() + 3
-}
-
-/// A periodic timer that signals the thread which started it, by
-/// [timer_create(2)](https://man7.org/linux/man-pages/man2/timer_create.2.html) with `SIGEV_THREAD_ID`.
-pub(crate) struct Timer(libc::timer_t);
-
-impl Timer {
-    /// Starts the timer of thread `index`; the thread must be able to run sequences.
-    pub(crate) fn start(index: usize, period: Duration) -> Self {
-        // A thread that nobody has registered yet registers now, not inside its first handler. In arenas there is
-        // nothing to register and nothing to run.
-        let _ = rseq_sys::ensure_thread();
-        // SAFETY: all zero is a valid sigevent.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = signal();
-        event.sigev_value.sival_ptr = index as *mut libc::c_void;
-        // SAFETY: no preconditions.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
-        let mut timer = std::ptr::null_mut();
-        // SAFETY: both pointers are valid.
-        let created = unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) };
-        assert_eq!(created, 0, "timer_create: {}", std::io::Error::last_os_error());
-        let every = libc::timespec {
-            tv_sec: period.as_secs().cast_signed(),
-            tv_nsec: libc::c_long::from(period.subsec_nanos()),
-        };
-        // The first signals of the threads are spread over the period.
-        let first = libc::timespec { tv_sec: every.tv_sec, tv_nsec: every.tv_nsec + 1 + index as libc::c_long * 7919 };
-        let times = libc::itimerspec { it_interval: every, it_value: first };
-        // SAFETY: the timer was just created.
-        let answer = unsafe { libc::timer_settime(timer, 0, &raw const times, std::ptr::null_mut()) };
-        assert_eq!(answer, 0, "timer_settime: {}", std::io::Error::last_os_error());
-        Self(timer)
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        // SAFETY: the timer lives and is used no more.
-        unsafe { libc::timer_delete(self.0) };
-    }
+/// The timer of thread `index`, which must be able to run sequences.
+pub(crate) fn timer(index: usize, period: Duration) -> Timer {
+    // A thread that nobody has registered yet registers now, not inside its first handler. In arenas there is nothing to
+    // register and nothing to run.
+    let _ = rseq_sys::ensure_thread();
+    Timer::start(index, period)
 }

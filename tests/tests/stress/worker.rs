@@ -111,7 +111,7 @@ pub(crate) fn run(index: usize, kind: Kind, shared: &Shared, sequences: &Sequenc
         pinning::preempt_others(1);
     }
     pinning::enrol(index);
-    let timer = signals::Timer::start(index, period);
+    let timer = signals::timer(index, period);
     while !shared.stop.load(Ordering::Relaxed) {
         let phase = shared.phase.load(Ordering::Relaxed);
         let operations = match kind {

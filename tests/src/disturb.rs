@@ -1,19 +1,14 @@
-//! What disturbs the threads: a periodic signal to each, and somebody who moves them between CPUs and aborts sequences
-//! by fences.
+//! What disturbs threads: a periodic signal to each of them, and the CPUs that they can be moved to.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
-
-use integration::random::Random;
-use rseq_sys::membarrier;
 
 /// The signal of the timers.
 fn signal() -> i32 {
-    libc::SIGRTMIN() + 4
+    libc::SIGRTMIN() + 3
 }
 
 /// Installs the handler of all timers' signals. It gets the number that the timer was started with.
-pub(crate) fn install(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void)) {
+pub fn install(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void)) {
     // SAFETY: all zero is a valid sigaction, with an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as usize;
@@ -25,11 +20,12 @@ pub(crate) fn install(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut lib
 
 /// A periodic timer that signals the thread which started it, by
 /// [timer_create(2)](https://man7.org/linux/man-pages/man2/timer_create.2.html) with `SIGEV_THREAD_ID`.
-pub(crate) struct Timer(libc::timer_t);
+#[derive(Debug)]
+pub struct Timer(libc::timer_t);
 
 impl Timer {
     /// Starts the timer; the handler gets `number` as its value.
-    pub(crate) fn start(number: usize, period: Duration) -> Self {
+    pub fn start(number: usize, period: Duration) -> Self {
         // SAFETY: all zero is a valid sigevent.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -47,7 +43,7 @@ impl Timer {
         times.it_interval.tv_nsec = period.subsec_nanos() as _;
         // The first signals of the threads are spread over the period.
         times.it_value = times.it_interval;
-        times.it_value.tv_nsec += number as libc::c_long * 7919;
+        times.it_value.tv_nsec += 1 + number as libc::c_long * 7919;
         // SAFETY: the timer was just created.
         let answer = unsafe { libc::timer_settime(timer, 0, &raw const times, std::ptr::null_mut()) };
         assert_eq!(answer, 0, "timer_settime: {}", std::io::Error::last_os_error());
@@ -64,7 +60,7 @@ impl Drop for Timer {
 
 /// The CPUs this process may run on, by
 /// [sched_getaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
-fn allowed_cpus() -> Vec<usize> {
+pub fn allowed_cpus() -> Vec<usize> {
     // SAFETY: all zero is a valid set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is valid for the length given.
@@ -72,31 +68,4 @@ fn allowed_cpus() -> Vec<usize> {
     assert_eq!(answer, 0, "sched_getaffinity");
     // SAFETY: the numbers are below the size of the set.
     (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
-}
-
-/// Pins random threads of `tids` (0: none there) to random CPUs until told to stop; how often it did. The threads must
-/// not end before. With `fences`, aborts whatever sequence is running, of either side, just as often.
-pub(crate) fn move_threads(tids: &[&AtomicI32], fences: bool, stop: &AtomicBool, period: Duration) -> u64 {
-    let cpus = allowed_cpus();
-    let mut random = Random::from_environment(0x00f0_4e16);
-    let mut moves = 0;
-    // The sleeps are to be as long as they say, not 50 µs longer.
-    // SAFETY: a plain option of the calling thread.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
-    while !stop.load(Ordering::Relaxed) {
-        let tid = tids[random.below(tids.len())].load(Ordering::Acquire);
-        if tid != 0 {
-            // SAFETY: all zero is a valid set.
-            let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-            // SAFETY: the number came out of such a set.
-            unsafe { libc::CPU_SET(cpus[random.below(cpus.len())], &mut set) };
-            // SAFETY: the set is valid. A CPU may have been taken away meanwhile; then the thread stays where it is.
-            moves += u64::from(unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) } == 0);
-        }
-        if fences {
-            membarrier::fence().expect("the process is registered for it");
-        }
-        std::thread::sleep(period);
-    }
-    moves
 }
