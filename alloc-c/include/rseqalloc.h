@@ -21,6 +21,14 @@ size_t rseqalloc_stats_json(char *buffer, size_t size);
 /* Gives everything that is free back to the operating system. Returns how many bytes that were. */
 size_t rseqalloc_purge(void);
 
+/* Changes options while the process runs, in the form of the environment variable RSEQ_ALLOC, "name=value,name=value":
+ *   decay=MILLISECONDS or never    over how long free pages go back to the operating system (10000)
+ *   budget=BYTES, with K, M or G   free bytes in the lists of one vCPU (4M)
+ * Returns 0, or EINVAL if a part made no sense or comes too late; that part is named on file descriptor 2, and the
+ * others apply. "index=" always comes too late, since the first allocation, before main, decides it: the environment
+ * is the place for it. */
+int rseqalloc_set_options(const char *options);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,7 +2,7 @@
 
 use crate::text::Text;
 use alloc_core::Stats;
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char, c_int};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -54,6 +54,22 @@ pub unsafe extern "C" fn rseqalloc_stats_json(buffer: *mut c_char, size: usize) 
 #[unsafe(no_mangle)]
 pub extern "C" fn rseqalloc_purge() -> usize {
     alloc_core::purge()
+}
+
+/// Changes options while the process runs: `decay=` and `budget=` as in the environment variable `RSEQ_ALLOC`. Returns 0,
+/// or `EINVAL` if a part made no sense or came too late (`index=`, which the first allocation decides); such a part is
+/// named on file descriptor 2, and the others apply.
+///
+/// # Safety
+/// `options` is a C string.
+// SAFETY: no other library uses this prefix.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rseqalloc_set_options(options: *const c_char) -> c_int {
+    // SAFETY: the contract of this function.
+    match alloc_core::c::set_options(unsafe { CStr::from_ptr(options) }.to_bytes()) {
+        Ok(()) => 0,
+        Err(alloc_core::c::Refused) => libc::EINVAL,
+    }
 }
 
 /// Writes `what` as `snprintf` does.

@@ -21,10 +21,11 @@
 //! free, or a pointer into the middle of a block, is seen when and where the crate's documentation says.
 //!
 //! Exhaustion sets `errno` to `ENOMEM`; nothing else here changes `errno`. What is not done: the checks of arguments
-//! that C asks for (alignments that are no powers of two, overflow of products). Options are the defaults and the
-//! environment.
+//! that C asks for (alignments that are no powers of two, overflow of products). Options are the defaults, the
+//! environment, and [`set_options`].
 
 use crate::fatal::{self, Seen};
+pub use crate::options::Refused;
 use crate::options::{DEFAULT_DECAY_MS, Options};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
@@ -204,6 +205,17 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
 /// Whether freed memory is kept for a while, the default, or goes back to the operating system at once.
 pub fn set_decay(kept: bool) {
     decay::set_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
+}
+
+/// Applies `name=value,name=value` as in the environment variable: `decay` and `budget` can change at any time, `index`
+/// is decided by the first allocation.
+///
+/// # Errors
+/// If a part made no sense or came too late; it is named on file descriptor 2, and the others apply.
+pub fn set_options(text: &[u8]) -> Result<(), Refused> {
+    // Afterwards nothing else changes them.
+    start();
+    crate::options::change(text)
 }
 
 /// Bytes and number of the large blocks in use, and bytes of those kept for reuse.

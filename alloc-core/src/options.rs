@@ -54,43 +54,22 @@ impl Options {
         let value = unsafe { libc::getenv(VARIABLE.as_ptr()) };
         if !value.is_null() {
             // SAFETY: getenv returns a C string. <https://man7.org/linux/man-pages/man3/getenv.3.html>
-            self.parse(unsafe { CStr::from_ptr(value) }.to_bytes(), |part, expected| {
-                if warnings {
-                    warn(part, expected);
+            for part in parts(unsafe { CStr::from_ptr(value) }.to_bytes()) {
+                match setting(part) {
+                    Ok(setting) => self.set(setting),
+                    Err(expected) if warnings => warn(part, " in RSEQ_ALLOC: ", expected),
+                    Err(_) => {}
                 }
-            });
+            }
         }
         self
     }
 
-    /// Applies `name=value,name=value`; calls `warn` with each part that makes no sense.
-    fn parse(&mut self, text: &[u8], mut warn: impl FnMut(&[u8], &str)) {
-        for part in text.split(|&byte| byte == b',').filter(|part| !part.is_empty()) {
-            let mut halves = part.splitn(2, |&byte| byte == b'=');
-            let (name, value) = (halves.next().unwrap_or_default(), halves.next());
-            let Some(value) = value else {
-                warn(part, "expected name=value");
-                continue;
-            };
-            match name {
-                b"index" => match value {
-                    b"auto" => self.index = IndexChoice::Auto,
-                    b"mm_cid" => self.index = IndexChoice::MmCid,
-                    b"cpu_id" => self.index = IndexChoice::CpuId,
-                    b"arenas" => self.index = IndexChoice::Arenas,
-                    _ => warn(part, "expected auto, mm_cid, cpu_id or arenas"),
-                },
-                b"decay" => match (value, number(value)) {
-                    (b"never", _) => self.decay_ms = u64::MAX,
-                    (_, Some(ms)) => self.decay_ms = ms as u64,
-                    _ => warn(part, "expected milliseconds or never"),
-                },
-                b"budget" => match bytes(value) {
-                    Some(bytes) => self.shard_budget = bytes,
-                    None => warn(part, "expected a number of bytes, which may end in K, M or G"),
-                },
-                _ => warn(part, "unknown name; there are index, decay and budget"),
-            }
+    fn set(&mut self, setting: Setting) {
+        match setting {
+            Setting::Index(index) => self.index = index,
+            Setting::Decay(ms) => self.decay_ms = ms,
+            Setting::Budget(bytes) => self.shard_budget = bytes,
         }
     }
 
@@ -101,11 +80,77 @@ impl Options {
     }
 }
 
+/// Something of `name=value,name=value` made no sense, or came too late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// Applies what can change while the process runs, `decay` and `budget`, in the form that the environment variable has.
+/// Parts that make no sense or come too late are named in a line on file descriptor 2 and ignored.
+pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
+    let mut result = Ok(());
+    for part in parts(text) {
+        let problem = match setting(part) {
+            Ok(Setting::Decay(ms)) => {
+                decay::set_ms(ms);
+                continue;
+            }
+            Ok(Setting::Budget(bytes)) => {
+                shard::set_budget(bytes);
+                continue;
+            }
+            Ok(Setting::Index(_)) => "the first allocation has decided that",
+            Err(expected) => expected,
+        };
+        warn(part, ": ", problem);
+        result = Err(Refused);
+    }
+    result
+}
+
+/// One option with its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setting {
+    Index(IndexChoice),
+    Decay(u64),
+    Budget(usize),
+}
+
+/// The parts of `name=value,name=value`.
+fn parts(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| byte == b',').filter(|part| !part.is_empty())
+}
+
+/// What `name=value` means, or what was expected instead.
+fn setting(part: &[u8]) -> Result<Setting, &'static str> {
+    let mut halves = part.splitn(2, |&byte| byte == b'=');
+    let (name, value) = (halves.next().unwrap_or_default(), halves.next());
+    let value = value.ok_or("expected name=value")?;
+    match name {
+        b"index" => match value {
+            b"auto" => Ok(Setting::Index(IndexChoice::Auto)),
+            b"mm_cid" => Ok(Setting::Index(IndexChoice::MmCid)),
+            b"cpu_id" => Ok(Setting::Index(IndexChoice::CpuId)),
+            b"arenas" => Ok(Setting::Index(IndexChoice::Arenas)),
+            _ => Err("expected auto, mm_cid, cpu_id or arenas"),
+        },
+        b"decay" => match (value, number(value)) {
+            (b"never", _) => Ok(Setting::Decay(u64::MAX)),
+            (_, Some(ms)) => Ok(Setting::Decay(ms as u64)),
+            _ => Err("expected milliseconds or never"),
+        },
+        b"budget" => match bytes(value) {
+            Some(bytes) => Ok(Setting::Budget(bytes)),
+            None => Err("expected a number of bytes, which may end in K, M or G"),
+        },
+        _ => Err("unknown name; there are index, decay and budget"),
+    }
+}
+
 /// One warning line.
 #[cold]
-fn warn(part: &[u8], expected: &str) {
+fn warn(part: &[u8], place: &str, problem: &str) {
     let mut line = Line::new();
-    line.text("ignored '").bytes(part.get(..64).unwrap_or(part)).text("' in RSEQ_ALLOC: ").text(expected);
+    line.text("ignored '").bytes(part.get(..64).unwrap_or(part)).text("'").text(place).text(problem);
     line.write();
 }
 
@@ -139,7 +184,12 @@ mod tests {
     fn parsed(text: &str) -> (Options, usize) {
         let mut warnings = 0;
         let mut options = Options::new();
-        options.parse(text.as_bytes(), |_, _| warnings += 1);
+        for part in parts(text.as_bytes()) {
+            match setting(part) {
+                Ok(setting) => options.set(setting),
+                Err(_) => warnings += 1,
+            }
+        }
         (options, warnings)
     }
 

@@ -378,3 +378,29 @@ CASE(rseqalloc_purge)
     CHECK(rseqalloc_purge() >= 3900000);
     CHECK(mallinfo2().keepcost == 0);
 }
+
+CASE(rseqalloc_set_options)
+{
+    CHECK(rseqalloc_set_options("") == 0);
+    CHECK(rseqalloc_set_options("budget=2M,decay=never") == 0);
+    /* Kept for ever, so it is there to be given back; then given back when it is freed. */
+    free(memset(malloc(3000000), 1, 3000000));
+    CHECK(mallinfo2().keepcost >= 3000000);
+    CHECK(rseqalloc_set_options("decay=0") == 0);
+    rseqalloc_purge();
+    free(memset(malloc(3000000), 1, 3000000));
+    CHECK(mallinfo2().keepcost < 3000000);
+
+    /* What is wrong is named, and the rest applies. */
+    int said[2], errors = dup(2);
+    char text[1024] = "";
+    CHECK(errors >= 0 && pipe(said) == 0 && dup2(said[1], 2) == 2);
+    int result = rseqalloc_set_options("colour=red,decay=never,index=arenas");
+    CHECK(dup2(errors, 2) == 2 && read(said[0], text, sizeof text - 1) > 0);
+    CHECK(result == EINVAL);
+    CHECK(strstr(text, "ignored 'colour=red': unknown name") != NULL);
+    CHECK(strstr(text, "ignored 'index=arenas': the first allocation has decided that") != NULL);
+    CHECK(strstr(text, "decay=never") == NULL);
+    free(memset(malloc(3000000), 1, 3000000));
+    CHECK(mallinfo2().keepcost >= 3000000);
+}

@@ -76,8 +76,16 @@ static void *forever(void *seed)
     return NULL;
 }
 
-/* Children of a process with four allocating threads allocate themselves, free what the parent's threads made, and fork
- * once more. One that hangs is ended by its alarm. */
+static void *some(void *seed)
+{
+    unsigned state = (unsigned)(uintptr_t)seed;
+    for (int i = 0; i < 2000; i++)
+        check_and_free(__atomic_exchange_n(&slots[next_random(&state) % SLOTS], marked(&state), __ATOMIC_ACQ_REL));
+    return NULL;
+}
+
+/* Children of a process with four allocating threads allocate themselves, free what the parent's threads made, start
+ * threads, and fork once more. One that hangs is ended by its alarm. */
 CASE(forks)
 {
     pthread_t threads[THREADS];
@@ -96,6 +104,11 @@ CASE(forks)
             unsigned state = (unsigned)i;
             for (int round = 0; round < 2000; round++)
                 check_and_free(marked(&state));
+            pthread_t own[THREADS];
+            for (uintptr_t thread = 0; thread < THREADS; thread++)
+                CHECK(pthread_create(&own[thread], NULL, some, (void *)(thread + 1)) == 0);
+            for (int thread = 0; thread < THREADS; thread++)
+                CHECK(pthread_join(own[thread], NULL) == 0);
             pid_t grandchild = fork();
             if (grandchild == 0) {
                 check_and_free(marked(&state));
