@@ -2,7 +2,8 @@
 //!
 //! A `new` that fails calls the new handler and tries again, until there is none; then the throwing forms throw
 //! `std::bad_alloc` and the `nothrow` forms return null. Handler and exception are libstdc++'s. It is looked up when it
-//! is needed, so that C programs need none.
+//! is needed, so that C programs need none; in statically linked programs weak references find it, if anything else in
+//! the program has brought it in.
 //!
 //! Not done: a handler that throws out of a `nothrow` form ends the process. The sizes and alignments that `delete` is
 //! told are not used: the map knows better than a program that deletes through the wrong type.
@@ -14,8 +15,36 @@ use core::ptr::null_mut;
 /// `std::nothrow_t const &`.
 type NoThrow = *const c_void;
 
+// Two weak references, which Rust has no other way to make. Nothing is drawn in by them, and null is left where nothing
+// defines the symbol.
+core::arch::global_asm!(
+    ".pushsection .data.rel.ro.rseqalloc_libstdcxx, \"aw\"",
+    ".balign 8",
+    ".hidden rseqalloc_libstdcxx",
+    ".globl rseqalloc_libstdcxx",
+    "rseqalloc_libstdcxx:",
+    ".weak _ZSt15get_new_handlerv",
+    ".quad _ZSt15get_new_handlerv",
+    ".weak _ZSt17__throw_bad_allocv",
+    ".quad _ZSt17__throw_bad_allocv",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    /// `std::get_new_handler` and `std::__throw_bad_alloc`, as linked.
+    #[link_name = "rseqalloc_libstdcxx"]
+    static LINKED: [*mut c_void; 2];
+}
+const GET_NEW_HANDLER: usize = 0;
+const THROW_BAD_ALLOC: usize = 1;
+
 /// A function of libstdc++, which may have been loaded where the default search does not reach.
-fn function(name: &CStr) -> *mut c_void {
+fn function(linked: usize, name: &CStr) -> *mut c_void {
+    // SAFETY: defined above, and relocated before any code of this library runs.
+    let linked = unsafe { LINKED[linked] };
+    if !linked.is_null() {
+        return linked;
+    }
     // SAFETY: a valid name. <https://man7.org/linux/man-pages/man3/dlsym.3.html>
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     if !found.is_null() {
@@ -35,7 +64,7 @@ fn function(name: &CStr) -> *mut c_void {
 fn handled() -> bool {
     type Handler = unsafe extern "C-unwind" fn();
     type GetHandler = unsafe extern "C" fn() -> Option<Handler>;
-    let get = function(c"_ZSt15get_new_handlerv");
+    let get = function(GET_NEW_HANDLER, c"_ZSt15get_new_handlerv");
     if get.is_null() {
         return false;
     }
@@ -55,7 +84,7 @@ fn handled() -> bool {
 /// Throws `std::bad_alloc`.
 fn throw() -> ! {
     type Throw = unsafe extern "C-unwind" fn() -> !;
-    let throw = function(c"_ZSt17__throw_bad_allocv");
+    let throw = function(THROW_BAD_ALLOC, c"_ZSt17__throw_bad_allocv");
     if throw.is_null() {
         let line = "rseq-alloc: operator new: out of memory, and no libstdc++ to throw std::bad_alloc with\n";
         // SAFETY: the text is valid for its length. <https://man7.org/linux/man-pages/man2/write.2.html>

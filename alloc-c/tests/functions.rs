@@ -30,6 +30,12 @@ fn c_static() {
 }
 
 #[test]
+fn c_without_loader() {
+    assert_eq!(run_all("standard.c", Way::NoLoader, &[]), 25);
+    assert_eq!(run_all("standard.c", Way::StaticPie, &[]), 25);
+}
+
+#[test]
 fn c_preloaded() {
     assert_eq!(run_all("standard.c", Way::Preload, &[]), 25);
 }
@@ -56,8 +62,25 @@ fn cxx_static() {
 }
 
 #[test]
+fn cxx_without_loader() {
+    assert_eq!(run_all("operators.cpp", Way::NoLoader, &[]), 20);
+    assert_eq!(run_all("operators.cpp", Way::StaticPie, &[]), 20);
+}
+
+#[test]
 fn cxx_preloaded() {
     assert_eq!(run_all("operators.cpp", Way::Preload, &[]), 20);
+}
+
+/// However a program is linked, the mode is what the kernel and the C library allow.
+#[test]
+fn the_mode_does_not_depend_on_linking() {
+    let [shared, others @ ..] = [Way::Shared, Way::Static, Way::NoLoader, Way::StaticPie, Way::Preload]
+        .map(|way| text(&run(&mut command(compile("secure.c", way), way)).stdout));
+    assert!(shared.starts_with("0 "), "{shared}");
+    for other in others {
+        assert_eq!(other, shared);
+    }
 }
 
 /// The library exports what has a case and nothing else.

@@ -7,7 +7,7 @@ use common::{Way, cases, command, compile, library, run, succeeds, text};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Says what is not tested, past the harness that would keep it to itself.
@@ -37,7 +37,7 @@ fn programs_of_the_system() {
         threads = [threading.Thread(target=lambda: parts.append(len(json.dumps(numbers)))) for _ in range(4)]\n\
         [thread.start() for thread in threads]; [thread.join() for thread in threads]\n\
         print(parts, subprocess.run(['true']).returncode, sum(len(bytes(n * 97)) for n in range(3000)))";
-    for environment in [("NOTHING", ""), ("RSEQ_ALLOC", "index=arenas"), ("GLIBC_TUNABLES", "glibc.pthread.rseq=0")] {
+    for environment in MODES {
         same_with_and_without("ls -la /usr/bin /usr/lib | sort -k5n | tail -n 500", environment);
         same_with_and_without("find /usr/include | sort | xargs cat 2>/dev/null | sha256sum", environment);
         same_with_and_without(
@@ -102,8 +102,42 @@ fn options_are_ignored_under_secure_execution() {
 /// Runs a case of `programs/threads.c` in each mode.
 fn threads(case: &str) {
     let program = compile("threads.c", Way::Preload);
-    for environment in [("NOTHING", ""), ("RSEQ_ALLOC", "index=arenas"), ("GLIBC_TUNABLES", "glibc.pthread.rseq=0")] {
+    for environment in MODES {
         succeeds(command(&program, Way::Preload).arg(case).env(environment.0, environment.1));
+    }
+}
+
+const MODES: [(&str, &str); 3] =
+    [("NOTHING", ""), ("RSEQ_ALLOC", "index=arenas"), ("GLIBC_TUNABLES", "glibc.pthread.rseq=0")];
+
+/// Compiles a library beside a program.
+fn compile_library(source: &str, program: &Path) -> PathBuf {
+    let library = program.with_file_name(format!("lib{source}.so"));
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let mut build = Command::new(compiler);
+    build.args(["-shared", "-fPIC", "-fno-builtin", "-Wall", "-Werror", "-o"]).arg(&library);
+    build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source));
+    let output = run(&mut build);
+    assert!(output.status.success(), "{build:?}\n{}", text(&output.stderr));
+    library
+}
+
+/// Libraries that are opened while the program runs use the same heap as the program.
+#[test]
+fn plugins() {
+    for way in [Way::Preload, Way::Shared, Way::Static] {
+        let program = compile("opens.c", way);
+        let plugin = compile_library("plugin.c", &program);
+        for environment in MODES {
+            succeeds(command(&program, way).arg("plugins").env("PLUGIN", &plugin).env(environment.0, environment.1));
+        }
+    }
+}
+
+#[test]
+fn posix_spawn_and_popen() {
+    for way in [Way::Preload, Way::Static, Way::NoLoader] {
+        succeeds(command(compile("opens.c", way), way).arg("spawns"));
     }
 }
 
@@ -120,14 +154,8 @@ fn two_hundred_forks_under_four_threads() {
 /// Another library's constructor installs fork handlers before anything else of the program runs, and they allocate.
 #[test]
 fn handlers_of_other_libraries_may_allocate() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/handlers.c");
     let program = compile("threads.c", Way::Preload);
-    let handlers = program.with_file_name("libhandlers.so");
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    let mut build = Command::new(compiler);
-    build.args(["-shared", "-fPIC", "-fno-builtin", "-Wall", "-Werror", "-o"]).args([&handlers, &source]);
-    let output = run(&mut build);
-    assert!(output.status.success(), "{build:?}\n{}", text(&output.stderr));
+    let handlers = compile_library("handlers.c", &program);
     // The last of the libraries is the first to be initialised.
     let preload = format!("{}:{}", library().display(), handlers.display());
     succeeds(command(&program, Way::Preload).arg("forks").env("LD_PRELOAD", preload));

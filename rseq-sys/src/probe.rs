@@ -11,7 +11,9 @@
 //! - The loader's own symbol table is in memory anyway, at `getauxval(AT_BASE)`, read-only and complete since before
 //!   the first instruction of the program. Reading it takes no lock and no memory. This is the way taken.
 //! - `AT_BASE` is 0 where the program has no loader or was started by naming it (`ld.so ./program`). A statically
-//!   linked program then uses weak references, which no version can spoil; the other one uses `dlsym` after all.
+//!   linked program then uses weak references, which no version can spoil; the other one uses `dlsym` after all. A
+//!   static library does not know which of the two it will be part of: with the feature `weak-libc-symbols` both are
+//!   there.
 //!
 //! Everything read from the loader's image is checked to lie inside its readable segments first, so a loader with
 //! unexpected contents means "no symbols", not a fault. Nothing is cached here; [`crate::mode()`] does that.
@@ -205,16 +207,30 @@ fn from_loader(base: usize) -> Option<LibcSymbols> {
     })
 }
 
-#[cfg(target_feature = "crt-static")]
 fn without_loader() -> Option<LibcSymbols> {
+    by_weak_references().or_else(by_dlsym)
+}
+
+#[cfg(any(target_feature = "crt-static", feature = "weak-libc-symbols"))]
+fn by_weak_references() -> Option<LibcSymbols> {
     let (offset, size, flags) = crate::arch::weak_libc_symbols()?;
     // SAFETY: glibc's objects of these types; it writes them before any user code runs and never again.
     let (offset, size, flags) = unsafe { (*offset, *size, *flags) };
     Some(LibcSymbols { offset, size, flags, found: Found::Static })
 }
 
+#[cfg(not(any(target_feature = "crt-static", feature = "weak-libc-symbols")))]
+fn by_weak_references() -> Option<LibcSymbols> {
+    None
+}
+
+#[cfg(target_feature = "crt-static")]
+fn by_dlsym() -> Option<LibcSymbols> {
+    None
+}
+
 #[cfg(not(target_feature = "crt-static"))]
-fn without_loader() -> Option<LibcSymbols> {
+fn by_dlsym() -> Option<LibcSymbols> {
     fn find<T: Copy>(name: &core::ffi::CStr) -> Option<T> {
         // SAFETY: a terminated name and the default search order.
         let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }.cast::<T>();
@@ -272,12 +288,13 @@ mod tests {
 
     #[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
     #[test]
-    fn the_loaders_table_says_what_dlsym_says() {
+    fn the_loaders_table_says_what_the_other_ways_say() {
         if getauxval(libc::AT_BASE) == 0 {
             return;
         }
         let by_table = libc_symbols();
-        let by_dlsym = without_loader().map(|symbols| LibcSymbols { found: Found::Loader, ..symbols });
-        assert_eq!(by_table, by_dlsym);
+        for other in [without_loader(), by_dlsym()] {
+            assert_eq!(by_table, other.map(|symbols| LibcSymbols { found: Found::Loader, ..symbols }));
+        }
     }
 }

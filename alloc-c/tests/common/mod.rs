@@ -24,6 +24,10 @@ pub(crate) enum Way {
     Shared,
     /// Linked with the static one.
     Static,
+    /// Linked with static libraries only.
+    NoLoader,
+    /// The same, as a program that can be moved.
+    StaticPie,
     /// By `LD_PRELOAD`.
     Preload,
 }
@@ -66,6 +70,14 @@ pub(crate) fn compile(source: &str, way: Way) -> PathBuf {
     command.args(["-Wno-free-nonheap-object", "-Wno-alloc-size-larger-than"]);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source));
     match way {
+        Way::NoLoader | Way::StaticPie => {
+            command.arg(built().join("librseqalloc.a")).arg("-lm");
+            if cxx {
+                // As README says: nothing else in the program names what it takes to throw.
+                command.arg("-Wl,-u,_ZSt17__throw_bad_allocv");
+            }
+            command.arg(if way == Way::StaticPie { "-static-pie" } else { "-static" })
+        }
         Way::Static => command.arg(built().join("librseqalloc.a")).args(["-lgcc_s", "-lm", "-ldl"]),
         // A program to be run with the preloaded library may name its own functions, too.
         Way::Shared | Way::Preload => command.arg("-L").arg(folder).args(["-lrseqalloc"]),

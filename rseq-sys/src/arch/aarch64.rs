@@ -57,7 +57,7 @@ pub(crate) fn own_offset() -> isize {
 
 /// glibc's three symbols in a statically linked program, where there is no loader whose table could be read.
 /// A weak reference that nothing defines reads as null.
-#[cfg(target_feature = "crt-static")]
+#[cfg(any(target_feature = "crt-static", feature = "weak-libc-symbols"))]
 pub(crate) fn weak_libc_symbols() -> Option<(*const isize, *const u32, *const u32)> {
     let (offset, size, flags): (*const isize, *const u32, *const u32);
     // SAFETY: reads three GOT entries that the linker filled.

@@ -23,7 +23,7 @@ mod imp;
 #[path = "x86_64.rs"]
 mod imp;
 
-#[cfg(target_feature = "crt-static")]
+#[cfg(any(target_feature = "crt-static", feature = "weak-libc-symbols"))]
 pub(crate) use imp::weak_libc_symbols;
 pub(crate) use imp::{ABORTS_IN_DOUBT, own_offset, thread_pointer};
 pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER};

@@ -41,7 +41,7 @@ pub(crate) fn own_offset() -> isize {
 }
 
 /// Nobody registers where there are no sequences.
-#[cfg(target_feature = "crt-static")]
+#[cfg(any(target_feature = "crt-static", feature = "weak-libc-symbols"))]
 pub(crate) fn weak_libc_symbols() -> Option<(*const isize, *const u32, *const u32)> {
     None
 }
