@@ -11,6 +11,9 @@
 //! The child has one thread and an address space of its own; its ids start from 0 again and lead to the same shards.
 //! The registrations of the thread with rseq and of the process with membarrier are inherited.
 //!
+//! The time that this takes does not depend on what the heap holds. Most of it is not the locks but the pages they are
+//! in, which the parent gets copies of when it releases them; so locks of arenas that are never used are left alone.
+//!
 //! Handlers that another library installed before run with all locks of this one held, and must not allocate.
 //!
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
@@ -18,7 +21,7 @@
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate};
 use crate::{central, depot, front, large, magazine, meta, pages, setup};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Installs the handlers, when a set-up begins; once, though a set-up may be begun again. True the first time.
 pub(crate) fn install() -> bool {
@@ -36,11 +39,14 @@ pub(crate) fn install() -> bool {
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
+/// How many arenas' locks `before` took. Another thread may decide how many there are before `in_parent` runs.
+static ARENAS: AtomicUsize = AtomicUsize::new(0);
+
 /// The locks of the upper layers, in their order.
 fn locks() -> impl Iterator<Item = &'static Lock> {
     [front::lock(), drain::lock(), gate::lock()]
         .into_iter()
-        .chain(arena::locks())
+        .chain(arena::locks(ARENAS.load(Ordering::Relaxed)))
         .chain(depot::locks())
         .chain(central::locks())
 }
@@ -51,7 +57,10 @@ fn pools() -> [&'static Lock; 2] {
 }
 
 extern "C" fn before() {
-    locks().for_each(Lock::acquire);
+    // Forks of several threads may be here at once; from the first lock on it is this one's number.
+    front::lock().acquire();
+    ARENAS.store(arena::usable(), Ordering::Relaxed);
+    locks().skip(1).for_each(Lock::acquire);
     pages::lock_for_fork();
     large::lock_for_fork();
     pools().into_iter().for_each(Lock::acquire);
@@ -71,6 +80,7 @@ extern "C" fn in_parent() {
     unsafe { large::unlock_after_fork() };
     // SAFETY: as above.
     unsafe { pages::unlock_after_fork() };
+    // The number of arenas is read before the first of these is released.
     for lock in locks() {
         // SAFETY: as above. The order of release does not matter.
         unsafe { lock.release() };

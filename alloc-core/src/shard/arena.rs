@@ -30,16 +30,16 @@ struct Arena {
 
 static TABLE: [CachePadded<Arena>; ARENAS] =
     [const { CachePadded::new(Arena { lock: Lock::new(), shard: AtomicPtr::new(null_mut()) }) }; ARENAS];
-/// How many of them are used.
-static COUNT: AtomicUsize = AtomicUsize::new(1);
+/// How many of them are ever used; 0 until that is known.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 /// Whose turn it is.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// Threads that moved on.
 static MOVES: AtomicU64 = AtomicU64::new(0);
 
-/// Sets the number of arenas to that of the CPUs the process may use.
+/// Sets the number of arenas to that of the CPUs the process may use. Once, before an arena is used.
 pub(crate) fn set_count(cpus: usize) {
-    COUNT.store(cpus.clamp(1, ARENAS), Ordering::Relaxed);
+    let _ = COUNT.compare_exchange(0, cpus.clamp(1, ARENAS), Ordering::Relaxed, Ordering::Relaxed);
 }
 
 /// An arena whose lock the thread holds.
@@ -180,7 +180,15 @@ pub(crate) fn moves() -> u64 {
     MOVES.load(Ordering::Relaxed)
 }
 
-/// All locks of this layer, in their order, for the fork handlers.
-pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
-    TABLE.iter().map(|arena| &arena.lock)
+/// How many arenas may be used from now on: all, as long as their number is not known.
+pub(crate) fn usable() -> usize {
+    match COUNT.load(Ordering::Relaxed) {
+        0 => ARENAS,
+        count => count,
+    }
+}
+
+/// The locks of the first so many arenas, in their order, for the fork handlers.
+pub(crate) fn locks(count: usize) -> impl Iterator<Item = &'static Lock> {
+    TABLE.iter().take(count).map(|arena| &arena.lock)
 }
