@@ -27,8 +27,10 @@ git archive --prefix="$name/" HEAD Cargo.toml Cargo.lock rustfmt.toml rseq-sys a
     # The profiles of packages that are not there.
     sed -i '/^\[profile.release.package\./,/^$/d' Cargo.toml
     mkdir .cargo
-    cargo vendor --quiet vendor >.cargo/config.toml
+    # Told to be quiet it does not print the configuration either.
+    cargo vendor vendor >.cargo/config.toml 2>../vendor.log || { cat ../vendor.log >&2 && exit 1; }
 )
-tar -C "$out" --sort=name --owner=0 --group=0 -cJf "$out/$name.tar.xz" "$name"
+rm "$out/vendor.log"
+XZ_OPT=-2 tar -C "$out" --sort=name --owner=0 --group=0 -cJf "$out/$name.tar.xz" "$name"
 rm -rf "${out:?}/$name"
 printf '%s\n' "$out/$name.tar.xz"
