@@ -29,7 +29,7 @@ pub use crate::options::Refused;
 use crate::options::{DEFAULT_DECAY_MS, Options};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
-use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
+use crate::size_class::{CLASSES, MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
 use crate::{central, decay, front, large, map, mode, setup};
 use core::ptr::{NonNull, null_mut};
 
@@ -192,7 +192,11 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
             usable
         }
     };
-    let new = allocate(size);
+    let new = match to {
+        // A block of a class that becomes a large one.
+        None if usize::from(from) < CLASSES => or_errno(front::allocate_to_grow(&OPTIONS, size, ALIGN)),
+        _ => allocate(size),
+    };
     if !new.is_null() {
         // SAFETY: both are live, disjoint, and at least that long.
         unsafe { new.copy_from_nonoverlapping(block, usable.min(size)) };

@@ -111,14 +111,25 @@ unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
 
 /// What no class serves, with whether it is known to be zero. Null for a size of 0, which `GlobalAlloc` rules out.
 pub(crate) fn allocate_large(options: &Options, size: usize, align: usize) -> (*mut u8, bool) {
+    let found = find_large(options, size, align, || large::allocate(size, align));
+    found.map_or((null_mut(), false), |(block, zeroed)| (block.as_ptr(), zeroed))
+}
+
+/// As [`allocate_large`], for what a smaller block held that grows.
+pub(crate) fn allocate_to_grow(options: &Options, size: usize, align: usize) -> *mut u8 {
+    let found = find_large(options, size, align, || large::allocate_to_grow(size, align));
+    found.map_or(null_mut(), NonNull::as_ptr)
+}
+
+/// Finds a large block, if need be after everything free was given back.
+fn find_large<T>(options: &Options, size: usize, align: usize, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     // What does not fit into any address space is not worth a purge.
     if size == 0 || size.checked_add(align).is_none_or(|end| end >> os::ADDRESS_BITS != 0) {
-        return (null_mut(), false);
+        return None;
     }
     setup::decide_if_undecided(options);
     decay::tick();
-    let found = large::allocate(size, align).or_else(|| recover(|| large::allocate(size, align)));
-    found.map_or((null_mut(), false), |(block, zeroed)| (block.as_ptr(), zeroed))
+    attempt().or_else(|| recover(attempt))
 }
 
 /// Returns a large block that was allocated with a rounded size of `size`.
@@ -234,12 +245,18 @@ pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usiz
         // SAFETY: the contract of this function.
         Some(_) => (unsafe { allocate(options, size, align) }, false),
     };
-    if !zeroed && !block.is_null() {
+    match NonNull::new(block) {
         // SAFETY: a fresh block of at least `size` bytes.
-        unsafe { block.write_bytes(0, size) };
+        Some(start) if !zeroed && size >= ZERO_BY_PAGES => unsafe { os::mapping::zero(start, size) },
+        // SAFETY: as above.
+        Some(start) if !zeroed => unsafe { start.write_bytes(0, size) },
+        _ => {}
     }
     block
 }
+
+/// From this size on it is worth a system call to find out whether a block is resident before it is cleared.
+const ZERO_BY_PAGES: usize = 256 << 10;
 
 /// A block that is a span of its own: from the shard if it has one, which is not known to be zero, else from the spans,
 /// where it may be fresh from the operating system.
@@ -290,8 +307,13 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
         }
         _ => {}
     }
-    // SAFETY: the alignment is the old one.
-    let new = unsafe { allocate(options, new_size, align) };
+    let new = match bin(rounded(size, align)) {
+        Some(_) if bin(rounded(new_size, align)).is_none() => {
+            allocate_to_grow(options, rounded(new_size, align).wrapping_add(1), align)
+        }
+        // SAFETY: the alignment is the old one.
+        _ => unsafe { allocate(options, new_size, align) },
+    };
     if !new.is_null() {
         // SAFETY: both are live, disjoint, and at least that long.
         unsafe { new.copy_from_nonoverlapping(block, size.min(new_size)) };

@@ -89,11 +89,16 @@ impl Cache {
         self.kept().first().map(|entry| entry.since)
     }
 
-    /// Takes out the newest mapping of exactly this length and at least this alignment.
-    pub(super) fn take(&mut self, len: usize, align: usize) -> Option<NonNull<u8>> {
-        let fits = |entry: &Entry| entry.len == len && entry.start.addr().trailing_zeros() >= align.ilog2();
-        let index = self.kept().iter().rposition(fits)?;
-        Some(self.remove(index)?.start)
+    /// Takes out the shortest mapping of at least `len` and at most `most` bytes and at least this alignment, the newest
+    /// of several. Returns its length, too.
+    pub(super) fn take(&mut self, len: usize, most: usize, align: usize) -> Option<(NonNull<u8>, usize)> {
+        let fits =
+            |entry: &Entry| (len..=most).contains(&entry.len) && entry.start.addr().trailing_zeros() >= align.ilog2();
+        let fitting = self.kept().iter().enumerate().rev().filter(|(_, entry)| fits(entry));
+        // The first of equals, which is the newest.
+        let (index, _) = fitting.min_by_key(|(_, entry)| entry.len)?;
+        let taken = self.remove(index)?;
+        Some((taken.start, taken.len))
     }
 
     /// Keeps a mapping (returns `None`), or takes out the oldest, which has to go before there is room.
@@ -146,10 +151,13 @@ mod tests {
             assert!(cache.put(&fake(addr, 4096, index as u64)).is_none());
         }
         assert!(cache.put(&fake(0x50000, 8192, 9)).is_none());
-        let addr = |start: Option<NonNull<u8>>| start.map(|start| start.addr().get());
-        assert_eq!(addr(cache.take(4096, 0x10000)), Some(0x30000));
-        assert_eq!(addr(cache.take(4096, 4096)), Some(0x41000));
-        assert_eq!(addr(cache.take(12288, 4096)), None);
+        let addr = |taken: Option<(NonNull<u8>, usize)>| taken.map(|(start, len)| (start.addr().get(), len));
+        assert_eq!(addr(cache.take(4096, 4096, 0x10000)), Some((0x30000, 4096)));
+        assert_eq!(addr(cache.take(4096, 16384, 4096)), Some((0x41000, 4096)));
+        assert_eq!(addr(cache.take(12288, 12288, 4096)), None);
+        assert_eq!(addr(cache.take(4097, 8191, 4096)), None);
+        assert!(cache.put(&fake(0x60000, 8192, 9)).is_none());
+        assert_eq!(addr(cache.take(4097, 8192, 4096)), Some((0x60000, 8192)));
         assert_eq!((cache.count(), cache.bytes()), (3, 2 * 4096 + 8192));
         assert_eq!(cache.oldest_since(), Some(0));
         assert_eq!(cache.pop_oldest().map(|oldest| oldest.since()), Some(0));

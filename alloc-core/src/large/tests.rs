@@ -58,7 +58,7 @@ fn lengths() {
 #[test]
 fn blocks_are_found_by_their_start_only() {
     let heap = LargeHeap::new();
-    let (ptr, zeroed) = heap.allocate(3 * MIB, 8).unwrap();
+    let (ptr, zeroed) = heap.allocate(3 * MIB, 8, 1).unwrap();
     assert!(zeroed && holds(ptr, 3 * MIB, 0));
     assert_eq!(usable_size(ptr.addr().get()), Some(3 * MIB));
     for offset in [1, 8, 4096, LEAST, MIB] {
@@ -83,7 +83,7 @@ fn any_alignment() {
     let heap = LargeHeap::new();
     for shift in 0..32 {
         let align = 1 << shift;
-        let (ptr, zeroed) = heap.allocate(100, align).unwrap();
+        let (ptr, zeroed) = heap.allocate(100, align, 1).unwrap();
         assert_eq!(ptr.addr().get() % align, 0);
         assert!(zeroed || shift > 0);
         fill(ptr, 100, 1);
@@ -97,14 +97,14 @@ fn any_alignment() {
 #[test]
 fn the_same_length_comes_back_and_is_not_zero() {
     let heap = LargeHeap::new();
-    let (ptr, _) = heap.allocate(2 * MIB - 5, 8).unwrap();
+    let (ptr, _) = heap.allocate(2 * MIB - 5, 8, 1).unwrap();
     fill(ptr, MIB, 7);
     // SAFETY: given up.
     unsafe { heap.free(ptr, 0) }.unwrap();
     assert_eq!(heap.usage().cached_bytes, 2 * MIB);
-    let (other, _) = heap.allocate(3 * MIB, 8).unwrap();
+    let (other, _) = heap.allocate(3 * MIB, 8, 1).unwrap();
     assert_ne!(other, ptr);
-    assert_eq!(heap.allocate(2 * MIB, 8), Some((ptr, false)));
+    assert_eq!(heap.allocate(2 * MIB, 8, 1), Some((ptr, false)));
     assert_eq!(heap.usage().cached_bytes, 0);
     assert_eq!(heap.usage().live_bytes, 5 * MIB);
     assert_eq!(heap.usage().mappings, 2);
@@ -118,7 +118,7 @@ fn the_same_length_comes_back_and_is_not_zero() {
 #[test]
 fn kept_mappings_decay() {
     let heap = LargeHeap::new();
-    let blocks: Vec<_> = (0..6).map(|_| heap.allocate(8 * MIB, 8).unwrap().0).collect();
+    let blocks: Vec<_> = (0..6).map(|_| heap.allocate(8 * MIB, 8, 1).unwrap().0).collect();
     for (index, &ptr) in blocks.iter().enumerate() {
         // SAFETY: given up.
         unsafe { heap.free(ptr, 1000 + 100 * index as u64) }.unwrap();
@@ -136,7 +136,7 @@ fn kept_mappings_decay() {
     assert_eq!(heap.due.load(Ordering::Relaxed), 0);
 
     heap.set_decay_ms(NEVER);
-    let (ptr, _) = heap.allocate(8 * MIB, 8).unwrap();
+    let (ptr, _) = heap.allocate(8 * MIB, 8, 1).unwrap();
     // SAFETY: given up.
     unsafe { heap.free(ptr, 0) }.unwrap();
     heap.tick(u64::MAX);
@@ -145,7 +145,7 @@ fn kept_mappings_decay() {
     heap.tick(5);
     assert_eq!(cached(), 0);
     heap.set_decay_ms(0);
-    let (ptr, _) = heap.allocate(8 * MIB, 8).unwrap();
+    let (ptr, _) = heap.allocate(8 * MIB, 8, 1).unwrap();
     // SAFETY: given up.
     unsafe { heap.free(ptr, 0) }.unwrap();
     assert_eq!(heap.usage().mappings, 0);
@@ -156,7 +156,7 @@ fn kept_mappings_decay() {
 fn resizing_keeps_contents_and_alignment() {
     let heap = LargeHeap::new();
     for align in [8, 4096, 1 << 16, 1 << 22] {
-        let (mut ptr, _) = heap.allocate(2 * MIB, align).unwrap();
+        let (mut ptr, _) = heap.allocate(2 * MIB, align, 1).unwrap();
         fill(ptr, 2 * MIB, 3);
         let mut size = 2 * MIB;
         for new_size in [3 * MIB, 40 * MIB, 40 * MIB + 9, 5 * MIB, MIB, 9 * MIB] {
@@ -186,7 +186,7 @@ fn resizing_keeps_contents_and_alignment() {
 #[cfg_attr(miri, ignore = "no mremap")]
 fn growing_in_small_steps_makes_few_changes() {
     let heap = LargeHeap::new();
-    let (mut ptr, _) = heap.allocate(MIB, 8).unwrap();
+    let (mut ptr, _) = heap.allocate(MIB, 8, 1).unwrap();
     let mut lengths = 0;
     let mut size = MIB;
     while size < 32 * MIB {
@@ -206,7 +206,7 @@ fn growing_in_small_steps_makes_few_changes() {
 #[cfg_attr(miri, ignore = "no mremap")]
 fn a_failed_resize_changes_nothing() {
     let heap = LargeHeap::new();
-    let (ptr, _) = heap.allocate(2 * MIB, 8).unwrap();
+    let (ptr, _) = heap.allocate(2 * MIB, 8, 1).unwrap();
     fill(ptr, 2 * MIB, 4);
     for size in [1 << 50, isize::MAX as usize, usize::MAX] {
         // SAFETY: the block is ours.
@@ -251,7 +251,7 @@ fn threads_never_see_a_stale_owner() {
                     match random.below(8) {
                         0..=2 if blocks.len() < 10 => {
                             let size = 64 * 1024 + random.below(3 * MIB);
-                            let (ptr, zeroed) = SHARED.allocate(size, 8).unwrap();
+                            let (ptr, zeroed) = SHARED.allocate(size, 8, 1).unwrap();
                             assert!(!zeroed || holds(ptr, size, 0));
                             fill(ptr, size, mark);
                             blocks.push((ptr, size, mark));
@@ -317,7 +317,7 @@ proptest::proptest! {
         for (mark, (step, which, size)) in steps.into_iter().enumerate() {
             match (step, live.len()) {
                 (0, _) | (_, 0) => {
-                    let (ptr, zeroed) = heap.allocate(size, 8).unwrap();
+                    let (ptr, zeroed) = heap.allocate(size, 8, 1).unwrap();
                     assert!(!zeroed || holds(ptr, size, 0));
                     fill(ptr, size, mark);
                     live.push((ptr, size, mark));
