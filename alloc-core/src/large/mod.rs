@@ -64,8 +64,10 @@ pub(crate) struct NotOurs;
 /// What the large blocks hold.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct LargeUsage {
-    /// Bytes of blocks in use.
+    /// Bytes of mappings in use.
     pub(crate) live_bytes: usize,
+    /// Bytes of them that were asked for, rounded; less where a block got a mapping with room to grow.
+    pub(crate) served_bytes: usize,
     /// Bytes of freed mappings that are kept.
     pub(crate) cached_bytes: usize,
     /// Mappings, in use and kept.
@@ -103,6 +105,7 @@ struct LargeHeap {
     /// 0: the default; otherwise milliseconds plus one.
     decay: AtomicU64,
     live_bytes: AtomicUsize,
+    served_bytes: AtomicUsize,
     live: AtomicUsize,
 }
 
@@ -114,6 +117,7 @@ impl LargeHeap {
             due: AtomicU64::new(0),
             decay: AtomicU64::new(0),
             live_bytes: AtomicUsize::new(0),
+            served_bytes: AtomicUsize::new(0),
             live: AtomicUsize::new(0),
         }
     }
@@ -131,8 +135,6 @@ impl LargeHeap {
         };
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
-        fields.len.store(len, Ordering::Relaxed);
-        fields.size.store(size, Ordering::Relaxed);
         fields.addr.store(start.addr().get(), Ordering::Relaxed);
         if !map::set(start.addr().get(), 1, map::LARGE, block.as_ptr().cast()) {
             fields.addr.store(0, Ordering::Relaxed);
@@ -144,7 +146,7 @@ impl LargeHeap {
             return None;
         }
         self.live.fetch_add(1, Ordering::Relaxed);
-        self.live_bytes.fetch_add(len, Ordering::Relaxed);
+        self.record(block, size, len);
         Some((start, zeroed))
     }
 
@@ -177,11 +179,11 @@ impl LargeHeap {
             return Err(NotOurs);
         }
         let len = fields.len.load(Ordering::Relaxed);
+        self.record(block, 0, 0);
         map::clear(addr, 1);
         // SAFETY: claimed above, so this is the only free of it, and the map does not lead to it any more.
         unsafe { self.blocks.put(block) };
         self.live.fetch_sub(1, Ordering::Relaxed);
-        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
         self.keep(Mapping::new(ptr, len, now_ms));
         Ok(())
     }
@@ -226,7 +228,7 @@ impl LargeHeap {
                 // SAFETY: passed on. If the kernel refuses, the block stays longer than it need be.
                 unsafe { self.change_in_place(block, ptr, len, exact) };
             }
-            fields.size.store(new_size, Ordering::Relaxed);
+            self.record(block, new_size, fields.len.load(Ordering::Relaxed));
             return Some(ptr);
         }
         let movable = align <= mapping::page_size();
@@ -240,7 +242,7 @@ impl LargeHeap {
                 }
             };
             if resized.is_some() {
-                fields.size.store(new_size, Ordering::Relaxed);
+                self.record(block, new_size, new_len);
             }
             if resized.is_some() || new_len == exact {
                 return resized;
@@ -274,11 +276,11 @@ impl LargeHeap {
             }
         };
         let addr = moved.unwrap_or(ptr).addr().get();
-        if moved.is_some() {
-            self.resized(block, len, new_len);
-        }
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
+        if moved.is_some() {
+            self.record(block, fields.size.load(Ordering::Relaxed), new_len);
+        }
         fields.addr.store(addr, Ordering::Relaxed);
         spare.set_page(addr, map::LARGE, block.as_ptr().cast());
         moved
@@ -293,16 +295,23 @@ impl LargeHeap {
         // SAFETY: the caller's mapping.
         let changed = unsafe { mapping::remap_in_place(ptr, len, new_len) };
         if changed {
-            self.resized(block, len, new_len);
+            // SAFETY: descriptors live for ever, and their shared fields are atomic.
+            let size = unsafe { block.as_ref() }.size.load(Ordering::Relaxed);
+            self.record(block, size, new_len);
         }
         changed
     }
 
-    fn resized(&self, block: NonNull<Block>, len: usize, new_len: usize) {
+    /// Writes size and length into the descriptor and their changes into the sums.
+    fn record(&self, block: NonNull<Block>, size: usize, len: usize) {
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
-        unsafe { block.as_ref() }.len.store(new_len, Ordering::Relaxed);
-        // Both ways around zero: the sum is what counts.
-        self.live_bytes.fetch_add(new_len.wrapping_sub(len), Ordering::Relaxed);
+        let fields = unsafe { block.as_ref() };
+        let (old_size, old_len) = (fields.size.load(Ordering::Relaxed), fields.len.load(Ordering::Relaxed));
+        fields.size.store(size, Ordering::Relaxed);
+        fields.len.store(len, Ordering::Relaxed);
+        // Both ways around zero: the sums are what counts.
+        self.live_bytes.fetch_add(len.wrapping_sub(old_len), Ordering::Relaxed);
+        self.served_bytes.fetch_add(served(size, len).wrapping_sub(served(old_size, old_len)), Ordering::Relaxed);
     }
 
     #[inline]
@@ -370,6 +379,7 @@ impl LargeHeap {
         let cache = self.cache.lock();
         LargeUsage {
             live_bytes: self.live_bytes.load(Ordering::Relaxed),
+            served_bytes: self.served_bytes.load(Ordering::Relaxed),
             cached_bytes: cache.bytes(),
             mappings: self.live.load(Ordering::Relaxed) + cache.count(),
         }
@@ -396,6 +406,11 @@ fn stepped(size: usize) -> Option<usize> {
 /// The length of a block that grew to `size` bytes and may go on growing.
 fn with_reserve(size: usize) -> Option<usize> {
     round(size, granule(size).min(MAX_RESERVE))
+}
+
+/// What of a mapping's length belongs to a block of that size, its reserve included.
+fn served(size: usize, len: usize) -> usize {
+    with_reserve(size).map_or(len, |reserved| reserved.min(len))
 }
 
 /// An eighth of the power of two below `size`.

@@ -289,7 +289,34 @@ fn threads_never_see_a_stale_owner() {
     });
     SHARED.purge();
     let usage = SHARED.usage();
-    assert_eq!((usage.live_bytes, usage.mappings), (0, 0));
+    assert_eq!((usage.live_bytes, usage.served_bytes, usage.mappings), (0, 0, 0));
+}
+
+#[test]
+fn what_grows_gets_a_longer_mapping_that_is_kept() {
+    let heap = LargeHeap::new();
+    let (long, _) = heap.allocate(5 * MIB, 8, 1).unwrap();
+    // SAFETY: ours, and not used again.
+    unsafe { heap.free(long, 1) }.unwrap();
+    let (exact, _) = heap.allocate(2 * MIB, 8, 1).unwrap();
+    assert_ne!(exact, long);
+    let (grown, zeroed) = heap.allocate(2 * MIB, 8, ROOM_TO_GROW).unwrap();
+    assert_eq!((grown, zeroed), (long, false));
+    let usage = heap.usage();
+    assert_eq!((usage.live_bytes, usage.served_bytes, usage.cached_bytes), (7 * MIB, 4 * MIB, 0));
+    // Growing inside it leaves it as it is, and so does a smaller wish that saves little; a real one takes effect.
+    for (size, len) in [(3 * MIB, 5 * MIB), (4 * MIB, 5 * MIB), (5 * MIB, 5 * MIB), (2 * MIB, 2 * MIB)] {
+        // SAFETY: ours.
+        assert_eq!(unsafe { heap.resize(grown, size, 8) }, Some(grown));
+        assert_eq!(usable_size(grown.addr().get()), Some(len), "{size}");
+    }
+    for block in [exact, grown] {
+        // SAFETY: ours, and not used again.
+        unsafe { heap.free(block, 1) }.unwrap();
+    }
+    let usage = heap.usage();
+    assert_eq!((usage.live_bytes, usage.served_bytes), (0, 0));
+    heap.purge();
 }
 
 #[test]
@@ -350,7 +377,7 @@ proptest::proptest! {
             // SAFETY: given up.
             unsafe { heap.free(ptr, 0) }.unwrap();
         }
-        assert_eq!(heap.usage().live_bytes, 0);
+        assert_eq!((heap.usage().live_bytes, heap.usage().served_bytes), (0, 0));
         heap.purge();
         assert_eq!(heap.usage().mappings, 0);
     }
