@@ -23,14 +23,21 @@ shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Seconds since the machine started.
+now() {
+    cut -d' ' -f1 /proc/uptime
+}
+
 # Runs one program into $work/log. A program that ends in any other way than with status 0 has failed at least once,
 # whatever it printed: it may have crashed before it could count.
 run() {
     printf -- '--- %s: %s\n' "$libc" "$*"
+    started=$(now)
     timeout -k 5 "${PROGRAM_LIMIT:-300}" "$@" >"$work/log" 2>&1 </dev/null
     status=$?
     cat "$work/log"
     [ "$status" -eq 0 ] || printf -- '--- %s: %s FAILED with status %d\n' "$libc" "$1" "$status"
+    printf -- '--- %s: %s: %s s\n' "$libc" "$1" "$(awk -v from="$started" '{ printf "%.1f", $1 - from }' /proc/uptime)"
     programs=$((programs + 1))
 }
 

@@ -16,22 +16,22 @@ if [ "$kernel" = host ]; then
     if [ "$form" = long ]; then
         percent=100 seconds=20 operations=20000000 limit=900
     else
-        percent=10 seconds=2 operations=500000 limit=120
+        percent=10 seconds=2 operations=500000 limit=500
     fi
     threads=8 period=200 aborts=1000 hertz=5000
 else
     if [ "$form" = long ]; then
-        percent=10 seconds=20 operations=300000 limit=900
+        percent=10 seconds=20 operations=300000 aborts=50 limit=900
     else
-        percent=1 seconds=2 operations=10000 limit=120
+        percent=1 seconds=2 operations=10000 aborts=10 limit=500
     fi
     # As many timers as there are threads share two real processors.
     threads=2 period=$((500 * cpus))
     if [ "$form" = short ] && [ "$cpus" -ne 4 ]; then
         leave_out=rseq_sys.attack,rseq_sys.refused,rseq_sys.registration,rseq_sys.singlestep
     fi
-    # The test's own goals are those of a real processor.
-    aborts=1 hertz=20
+    # The test's own goal is that of a real processor.
+    hertz=20
     # Tests with time limits of their own do not share them with others.
     printf 'RUST_TEST_THREADS=1\n'
 fi
