@@ -4,10 +4,15 @@
 #
 #     ci/kernels.sh [--short] [--list] [WORD...]
 #
-# --short does less work in each row, and most of it where a guest has 4 CPUs (ci/kernels/work.sh). WORDs select the rows
-# that have them all, for instance "6.12 arm64 4-cpus", "musl", "host"; --list prints what is selected and ends.
+# Without --short every row is run, with all tests; that takes most of an hour. --short is what CI runs, within five
+# minutes on two quiet processors once "cargo test --release" has built: fewer rows (in_short_form below), and in those
+# on other than Linux 6.12 with 4 CPUs not the slowest tests (ci/kernels/work.sh), with less work in each. It has every
+# kernel but one, every libc, both architectures, and guests with 1, 4 and 16 CPUs.
 #
-# Each row runs the probe, all tests of rseq-sys, and the allocator's tests foreign and stress (ci/kernels/run-rows.sh):
+# WORDs select the rows that have them all, for instance "6.12 arm64 4-cpus", "musl", "host"; --list prints what is
+# selected and ends.
+#
+# Each row runs the probe, the tests of rseq-sys, and the allocator's tests foreign and stress (ci/kernels/run-rows.sh):
 # on this machine, and in guests that run Debian's own kernels under QEMU's emulation. Everything is built here; what is
 # missing for that and for the guests is installed by apt-get (Debian 12). The table is also written to
 # target/kernels/table.md, the guests' consoles to target/kernels/consoles/.
@@ -33,31 +38,52 @@ for argument; do
     esac
 done
 
-# Guests at a time.
+# Machines at a time; one less while programs are built.
 readonly AT_ONCE=2
 
-# Every row that there is: kernel, architecture, CPUs, index that must be chosen, libc. Linux 6.1 says nothing of rseq
-# in the auxiliary vector, so cpu_id it is; since 6.3 there is mm_cid.
+# Every row that there is: kernel, architecture, CPUs, index that must be chosen, libc.
+#
+# Linux 6.1 says nothing of rseq in the auxiliary vector, so cpu_id it is; since 6.3 there is mm_cid. On arm64 Linux 6.19
+# and 7.0 do not abort preempted sections: "none" must be chosen there.
 all_rows() {
-    local kernel index cpus libc
-    for libc in glibc-dynamic glibc-static glibc-untuned musl-static; do
-        printf 'host x86_64 %s %s %s\n' "$(nproc)" "$(index_of_host)" "$libc"
+    local kernel
+    rows host x86_64 "$(nproc)" "$(index_of_host)" dynamic static untuned musl
+    rows 6.1 x86_64 '1 4 16' cpu_id dynamic static untuned musl
+    rows 6.12 x86_64 '1 4 16' mm_cid dynamic static untuned musl
+    rows 6.12 x86_64 4 mm_cid 2.41
+    rows 7.3 x86_64 '1 4 16' mm_cid dynamic 2.41
+    rows 7.3 x86_64 4 mm_cid static untuned musl
+    rows 6.1 aarch64 '1 4 16' cpu_id dynamic static untuned
+    rows 6.12 aarch64 '1 4 16' mm_cid dynamic static untuned
+    rows 6.12 aarch64 4 mm_cid 2.41
+    for kernel in 6.19 7.0; do
+        rows "$kernel" aarch64 4 none dynamic untuned
     done
-    for kernel in 6.1 6.12; do
-        index=mm_cid
-        [ "$kernel" != 6.1 ] || index=cpu_id
-        for cpus in 1 4 16; do
-            for libc in glibc-dynamic glibc-static glibc-untuned musl-static; do
-                printf '%s x86_64 %s %s %s\n' "$kernel" "$cpus" "$index" "$libc"
-            done
-        done
-        for cpus in 1 4 16; do
-            [ "$form" = long ] || [ "$cpus" -eq 4 ] || continue
-            for libc in glibc-dynamic glibc-static glibc-untuned; do
-                printf '%s aarch64 %s %s %s\n' "$kernel" "$cpus" "$index" "$libc"
-            done
+    rows 7.3 aarch64 4 mm_cid dynamic static untuned 2.41
+}
+
+# The rows of a kernel with each of the libcs, by the word that tells them apart.
+rows() {
+    local kernel=$1 arch=$2 index=$4 cpus libc
+    for cpus in $3; do
+        for libc in "${@:5}"; do
+            case $libc in
+            musl) libc=musl-static ;;
+            *) libc=glibc-$libc ;;
+            esac
+            printf '%s %s %s %s %s\n' "$kernel" "$arch" "$cpus" "$index" "$libc"
         done
     done
+}
+
+# Whether a row is one of the short form.
+in_short_form() {
+    case "$kernel $arch $cpus $libc" in
+    host\ * | '6.12 x86_64 4 glibc-'[dsu]* | '6.12 x86_64 4 musl-static') ;;
+    '6.1 x86_64 4 glibc-'[du]* | '6.12 x86_64 1 glibc-static' | '6.12 x86_64 16 glibc-dynamic') ;;
+    '7.3 x86_64 4 glibc-2.41' | '6.12 aarch64 4 glibc-dynamic' | '7.0 aarch64 4 glibc-dynamic') ;;
+    *) return 1 ;;
+    esac
 }
 
 # What this machine's kernel allows: AT_RSEQ_FEATURE_SIZE (27) of the auxiliary vector covers mm_cid from 28 on.
@@ -66,10 +92,12 @@ index_of_host() {
         awk '$1 == 27 && $2 >= 28 { found = 1 } END { print found ? "mm_cid" : "cpu_id" }'
 }
 
-# Keeps the rows that have all the words given.
+# Keeps the rows of this form that have all the words given. Adds the root that a row needs, which is what a guest's
+# file system holds, and the build whose programs it runs.
 select_rows() {
-    local kernel arch cpus index libc names word
+    local kernel arch cpus index libc root build names word
     while read -r kernel arch cpus index libc; do
+        [ "$form" = long ] || in_short_form || continue
         names=" $kernel $arch $cpus-cpus $index $libc ${libc//-/ } "
         [ "$kernel" = host ] || names+="guest "
         case $arch in
@@ -79,7 +107,9 @@ select_rows() {
         for word in "${words[@]}"; do
             [[ $names == *" $word "* ]] || continue 2
         done
-        printf '%s %s %s %s %s\n' "$kernel" "$arch" "$cpus" "$index" "$libc"
+        root=${libc/untuned/dynamic}
+        build=${root/2.41/dynamic}
+        printf '%s %s %s %s %s %s %s\n' "$kernel" "$arch" "$cpus" "$index" "$libc" "$root" "$build"
     done
 }
 
@@ -90,99 +120,100 @@ phase() {
     printf 'kernels: %s: %d s\n' "$name" $((SECONDS - from)) >&2
 }
 
-# The builds that the rows need, as ARCH-LIBC.
+# The builds that the rows need, as ARCH-LIBC, in an order in which guests get something to do early.
 builds() {
-    awk '{ libc = $5; sub(/untuned/, "dynamic", libc); print $2 "-" libc }' "$out/rows" | sort -u
-}
-
-kernel_meta() {
-    case $1 in
-    6.1-x86_64) printf 'linux-image-cloud-amd64\n' ;;
-    6.12-x86_64) printf 'linux-image-6.12-cloud-amd64\n' ;;
-    6.1-aarch64) printf 'linux-image-cloud-arm64\n' ;;
-    6.12-aarch64) printf 'linux-image-6.12-cloud-arm64\n' ;;
-    esac
+    awk '{ print ($7 ~ /musl/) ? 3 : ($7 ~ /static/) ? 2 : ($2 == "x86_64") ? 0 : 1, $2 "-" $7 }' "$out/rows" |
+        sort -u | cut -d' ' -f2
 }
 
 fetch_kernels() {
     local kernel arch
     awk '$1 != "host" { print $1, $2 }' "$out/rows" | sort -u | while read -r kernel arch; do
-        ci/kernels/install.sh kernel "$(kernel_meta "$kernel-$arch")" "$arch" "$out" >"$out/image-$kernel-$arch"
+        ci/kernels/install.sh kernel "$kernel" "$arch" "$out" >"$out/image"
+        mv "$out/image" "$out/image-$kernel-$arch"
     done
 }
 
-# Debian's compiler and rustup's work side by side, in target directories of their own.
+# Builds one after another, and packs what guests need of each; "built-ARCH-LIBC" appears as that is done.
 build_all() {
-    local chain
-    for chain in '^x86_64-glibc' '^x86_64-musl|^aarch64'; do
-        builds | { grep -E "$chain" || true; } | while read -r build; do
-            phase "build $build" ci/kernels/build.sh "${build%%-*}" "${build#*-}" "$out"
-        done &
-    done
-    wait_for_all
-}
-
-# Fails if any of the background jobs fails.
-wait_for_all() {
-    local job status=0
-    for job in $(jobs -p); do
-        wait "$job" || status=1
-    done
-    return $status
-}
-
-pack() {
-    local arch
-    awk '$1 != "host" { print $2 }' "$out/rows" | sort -u | while read -r arch; do
-        ci/kernels/initramfs.sh "$arch" "$out"
+    local build roots root
+    for build; do
+        phase "build $build" ci/kernels/build.sh "${build%%-*}" "${build#*-}" "$out"
+        roots=$(awk -v b="$build" '$1 != "host" && $2 "-" $7 == b { print $6 }' "$out/rows" | sort -u)
+        for root in $roots; do
+            ci/kernels/initramfs.sh "${build%%-*}" "$root" "${build#*-}" "$out"
+        done
+        touch "$out/built-$build"
     done
 }
 
 # Runs the rows of one machine, in one go.
 run_machine() {
-    local kernel=$1 arch=$2 cpus=$3 console=$consoles/$1-$2-$3.log rows from=$SECONDS limit=1500
-    rows=$(awk -v m="$kernel $arch $cpus" '$1 " " $2 " " $3 == m { print $5 }' "$out/rows" | paste -sd, -)
-    [ "$form" = long ] || limit=400
+    local kernel=$1 arch=$2 cpus=$3 root=$4 console=$consoles/$1-$2-$3-$4.log rows from=$SECONDS limit=2400
+    rows=$(awk -v m="$*" '$1 " " $2 " " $3 " " $6 " " $7 == m { print $5 }' "$out/rows" | paste -sd, -)
+    [ "$form" = long ] || limit=600
     local amounts
-    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus")
+    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$arch" "$cpus")
     if [ "$kernel" = host ]; then
+        # shellcheck disable=SC2086 # one word each
         env "${amounts[@]}" ci/kernels/run-rows.sh "$out/programs/$arch" ${rows//,/ } >"$console" 2>&1
     else
-        ci/kernels/boot.sh "$arch" "$(cat "$out/image-$kernel-$arch")" "$out/$arch.cpio" "$cpus" "$limit" \
+        ci/kernels/boot.sh "$arch" "$(cat "$out/image-$kernel-$arch")" "$out/$arch-$root.cpio" "$cpus" "$limit" \
             "ROWS=$rows" "${amounts[@]}" >"$console"
     fi
-    printf 'kernels: %s %s with %s CPUs: %d s\n' "$kernel" "$arch" "$cpus" $((SECONDS - from)) >&2
+    printf 'kernels: run %s %s with %s CPUs, %s: %d s\n' "$kernel" "$arch" "$cpus" "$rows" $((SECONDS - from)) >&2
 }
 
-# The machines with many CPUs take longest and start first.
-run_machines() {
-    local kernel arch cpus
-    rm -rf "$consoles"
+# The place of the first machine that waits and has all it needs, nothing if there is none.
+first_ready() {
+    local place kernel arch build
+    for place in "${!waiting[@]}"; do
+        read -r kernel arch _ _ build <<<"${waiting[$place]}"
+        if [ -e "$out/built-$arch-$build" ] && { [ "$kernel" = host ] || [ -s "$out/image-$kernel-$arch" ]; }; then
+            printf '%s\n' "$place"
+            return
+        fi
+    done
+}
+
+# Fetches, builds, and starts every machine as soon as it has all it needs and fewer than AT_ONCE jobs run, of which the
+# builder is one. The machines with many CPUs take longest and start first. What could not be fetched or built keeps its
+# machines from starting, which the table shows.
+run_all() {
+    local waiting running ready
+    rm -rf "$consoles" "$out"/built-* "$out"/image-*
     mkdir -p "$consoles"
-    awk '{ print $1, $2, $3 }' "$out/rows" | sort -u | sort -k3,3nr >"$out/machines"
-    while read -r kernel arch cpus; do
-        while [ "$(jobs -rp | wc -l)" -ge $AT_ONCE ]; do
-            wait -n || true
-        done
-        run_machine "$kernel" "$arch" "$cpus" &
-    done <"$out/machines"
+    mapfile -t waiting < <(awk '{ print $1, $2, $3, $6, $7 }' "$out/rows" | sort -u | sort -s -k3,3nr -k2,2)
+    build_all "$@" &
+    fetch_kernels &
+    while [ ${#waiting[@]} -gt 0 ]; do
+        mapfile -t running < <(jobs -rp)
+        ready=$(first_ready)
+        if [ -n "$ready" ] && [ ${#running[@]} -lt $AT_ONCE ]; then
+            # shellcheck disable=SC2086 # one word each
+            run_machine ${waiting[$ready]} &
+            unset "waiting[$ready]"
+        elif [ -z "$ready" ] && [ ${#running[@]} -eq 0 ]; then
+            break
+        else
+            sleep 0.5
+        fi
+    done
     wait
 }
 
-all_rows | select_rows >"$out/rows"
+all_rows >"$out/all-rows"
+select_rows <"$out/all-rows" >"$out/rows"
 if [ ! -s "$out/rows" ]; then
-    printf 'kernels: no row has all of: %s\n' "${words[*]}" >&2
+    printf 'kernels: no row of this form has all of: %s\n' "${words[*]}" >&2
     exit 2
 fi
 if $list; then
-    cat "$out/rows"
+    cut -d' ' -f1-5 "$out/rows"
     exit 0
 fi
 mapfile -t needed < <(builds)
 phase 'install' ci/kernels/install.sh packages "${needed[@]}"
-phase 'fetch kernels' fetch_kernels
-phase 'build' build_all
-phase 'pack' pack
-phase 'run' run_machines
+phase 'build and run' run_all "${needed[@]}"
 printf 'kernels: all: %d s\n' $SECONDS >&2
 ci/kernels/table.sh "$form" "$out"

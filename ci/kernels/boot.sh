@@ -13,15 +13,15 @@ shift 5
 
 # Emulation throughout, so that every machine gives the same table: most CI machines have no KVM for the second
 # architecture, and many for none.
-machine=(-smp "$cpus" -m 2G -accel tcg,thread=multi)
+machine=(-smp "$cpus" -m 2G -accel "tcg,thread=multi")
 case $arch in
 x86_64) machine=(qemu-system-x86_64 "${machine[@]}" -cpu max) console=ttyS0 ;;
 # The architected algorithm of pointer authentication costs more than all the rest under emulation.
-aarch64) machine=(qemu-system-aarch64 -M virt,gic-version=3 "${machine[@]}" -cpu max,pauth-impdef=on) console=ttyAMA0 ;;
+aarch64) machine=(qemu-system-aarch64 -M "virt,gic-version=3" "${machine[@]}" -cpu "max,pauth-impdef=on") console=ttyAMA0 ;;
 esac
 # A crashed kernel restarts at once, which ends the guest. Its watchdogs know nothing of emulation and are off.
 line="console=$console quiet panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $*"
-timeout -k 5 "$limit" "${machine[@]}" -kernel "$image" -initrd "$initramfs" -append "$line" \
+timeout --foreground -k 5 "$limit" "${machine[@]}" -kernel "$image" -initrd "$initramfs" -append "$line" \
     -no-reboot -nographic -net none -monitor none </dev/null 2>&1 | tr -d '\r'
 status=${PIPESTATUS[0]}
 case $status in

@@ -16,11 +16,11 @@ programs=$out/programs/$arch/$libc
 options=(--release --quiet -p rseq-sys -p integration)
 
 # Debian's rustc, for whose targets there is a std: as a package for aarch64, as source for musl. Nobody measures these
-# programs, so what the project depends on is compiled fast rather than well.
+# programs, so what the project depends on is compiled fast rather than well, musl's std among it.
 use_debians_rustc() {
     export RUSTC=/usr/bin/rustc CARGO_TARGET_DIR=$out/rustc-web
     export CARGO_PROFILE_RELEASE_DEBUG=false
-    options+=(--config 'profile.release.package."*".opt-level=1')
+    options+=(--config 'profile.release.package."*".opt-level=0')
 }
 
 # musl's std unwinds by LLVM's libunwind, which Debian has built for glibc: all that musl lacks of what it calls is the
@@ -35,6 +35,12 @@ make_libunwind() {
     printf '%s\n' "$folder"
 }
 
+# The host's glibc. The package hot-path has nothing to do with it, but with it cargo arrives at the same features of
+# what all depend on as "cargo test" does, and nothing is built twice.
+share_with_cargo_test() {
+    options+=(-p hot-path)
+}
+
 # The flag goes to the crates of this project alone, for which cargo wants to be told that unstable options are fine.
 # What they depend on does not care, and is shared with the dynamic build.
 link_statically() {
@@ -47,12 +53,16 @@ link_statically() {
 }
 
 case $arch-$libc in
-x86_64-glibc-dynamic) ;;
-x86_64-glibc-static) link_statically ;;
+x86_64-glibc-dynamic) share_with_cargo_test ;;
+x86_64-glibc-static)
+    share_with_cargo_test
+    link_statically
+    ;;
 x86_64-musl-static)
     use_debians_rustc
     export RUSTC_BOOTSTRAP=1
-    options+=(--target x86_64-unknown-linux-musl -Zbuild-std=std,panic_unwind,test)
+    # Without backtraces, nearly half of what std consists of need not be built.
+    options+=(--target x86_64-unknown-linux-musl "-Zbuild-std=std,panic_unwind,test" -Zbuild-std-features=panic-unwind)
     options+=(--config 'target.x86_64-unknown-linux-musl.linker="musl-gcc"')
     # One word for each flag; rustc would bring objects of musl that the package does not have, and musl-gcc makes no
     # static programs that can be moved.

@@ -1,38 +1,44 @@
 #!/usr/bin/env bash
-# Packs the initial file system of the guests of one architecture: busybox, /init, the rows' script and the programs.
+# Packs the initial file system of some guests: busybox, /init, the rows' script, programs and their libraries.
 #
-#     ci/kernels/initramfs.sh ARCH OUT        makes OUT/ARCH.cpio of OUT/programs/ARCH
+#     ci/kernels/initramfs.sh ARCH ROOT BUILD OUT       makes OUT/ARCH-ROOT.cpio of OUT/programs/ARCH/BUILD
 #
+# ROOT is BUILD, or glibc-2.41, which is glibc-dynamic on another C library. The programs lie in /tests/ROOT.
 # It is not compressed: an emulated processor copies faster than it unpacks.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-arch=${1:?usage: ci/kernels/initramfs.sh ARCH OUT}
-out=$2
-root=$out/root-$arch
+name=$1-${2:?usage: ci/kernels/initramfs.sh ARCH ROOT BUILD OUT}
+arch=$1 root=$2 build=$3 out=$4
+tree=$out/root-$name
 
-rm -rf "$root"
-mkdir -p "$root"/{bin,dev,proc,sys,tmp,tests}
-cp "$(./install.sh busybox "$arch" "$out")" "$root/bin/busybox"
-ln -s busybox "$root/bin/sh"
-cp init run-rows.sh "$root/"
-for programs in "$out/programs/$arch"/*; do
-    cp -r "$programs" "$root/tests/"
-done
+rm -rf "$tree"
+mkdir -p "$tree"/{bin,dev,proc,sys,tmp,tests}
+busybox=$(./install.sh busybox "$arch" "$out")
+cp "$busybox" "$tree/bin/busybox"
+ln -s busybox "$tree/bin/sh"
+cp init run-rows.sh "$tree/"
+cp -r "$out/programs/$arch/$build" "$tree/tests/$root"
 
-# The libraries that the dynamic programs name, under the paths that they name: the loader by its full path, the
-# others where that loader looks first.
+# The libraries that dynamic programs name, under the paths that they name: the loader by its full path, the others where
+# that loader looks first.
 case $arch in
 x86_64) from=(/lib/x86_64-linux-gnu /lib64) loader=lib64/ld-linux-x86-64.so.2 libraries=lib/x86_64-linux-gnu ;;
 aarch64) from=(/usr/aarch64-linux-gnu/lib) loader=lib/ld-linux-aarch64.so.1 libraries=lib/aarch64-linux-gnu ;;
 esac
-if [ -d "$root/tests/glibc-dynamic" ]; then
-    mkdir -p "$root/$(dirname "$loader")" "$root/$libraries"
-    cp -L "$(find "${from[@]}" -maxdepth 1 -name "${loader##*/}" | head -n 1)" "$root/$loader"
+case $root in
+glibc-2.41)
+    folder=$(./install.sh libc "$arch" "$out")
+    from=("$folder")
+    ;;
+esac
+if [ "$build" = glibc-dynamic ]; then
+    mkdir -p "$tree/$(dirname "$loader")" "$tree/$libraries"
+    cp -L "$(find "${from[@]}" -maxdepth 1 -name "${loader##*/}" | head -n 1)" "$tree/$loader"
     for library in libc.so.6 libgcc_s.so.1 libm.so.6; do
-        cp -L "$(find "${from[@]}" -maxdepth 1 -name "$library" | head -n 1)" "$root/$libraries/"
+        cp -L "$(find "${from[@]}" -maxdepth 1 -name "$library" | head -n 1)" "$tree/$libraries/"
     done
 fi
 
-(cd "$root" && find . -print0 | cpio --null --create --format=newc --owner=0:0 --quiet) >"$out/$arch.cpio.new"
-mv "$out/$arch.cpio.new" "$out/$arch.cpio"
+(cd "$tree" && find . -print0 | cpio --null --create --format=newc --owner=0:0 --quiet) >"$out/$name.cpio.new"
+mv "$out/$name.cpio.new" "$out/$name.cpio"

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Installs what ci/kernels.sh needs for an architecture and its libcs, by apt-get, and fetches Debian's kernels.
+# Installs what ci/kernels.sh needs for an architecture and its libcs, by apt-get, and fetches what guests are made of.
 #
-#     ci/kernels/install.sh packages ARCH-LIBC...     x86_64-musl-static, aarch64-glibc-dynamic, …
-#     ci/kernels/install.sh kernel META ARCH OUT      the kernel that the package META stands for
-#     ci/kernels/install.sh busybox ARCH OUT          the guests' shell and tools
+#     ci/kernels/install.sh packages ARCH-LIBC...       x86_64-musl-static, aarch64-glibc-dynamic, …
+#     ci/kernels/install.sh kernel SERIES ARCH OUT      Debian's newest kernel of a series: 6.1, 7.3, …
+#     ci/kernels/install.sh busybox ARCH OUT            the guests' shell and tools
+#     ci/kernels/install.sh libc ARCH OUT               the glibc of Debian 13 (2.41) and its libgcc
 #
-# The second and third form print the path of a file. What only guests use is fetched and unpacked below OUT, never
-# installed. Nothing is asked of the network where everything is there.
+# All but the first print the path of the file, or of the folder. What only guests use is fetched and unpacked below
+# OUT, never installed; what comes from Debian 13, by package lists of its own below OUT. Nothing is asked of the network
+# where everything is there.
 set -euo pipefail
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# Package lists are fetched once, and only if something is missing.
+# Package lists are fetched only if something is missing.
 update() {
     as_root apt-get update -qq
 }
@@ -49,50 +51,117 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The package of this kernel at present, without its architecture; nothing if the lists do not have it.
-current_kernel() {
-    apt-cache depends --important "$1:$2" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -n 1
-}
-
-# Downloads a package into a folder and unpacks one folder of it there, unless that was done before.
+# Downloads a package into a folder and unpacks the files that match there, unless that was done before. What follows
+# the pattern is options of apt-get.
 unpack() {
-    local package=$1 part=$2 folder=$3
+    local package=$1 folder=$2 pattern=$3
     [ ! -e "$folder/done" ] || return 0
     rm -rf "$folder"
     mkdir -p "$folder"
     (
         cd "$folder"
-        apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$package" >&2
-        dpkg-deb --fsys-tarfile ./*.deb | tar -x "./$part"
+        apt-get "${@:4}" download -qq -o APT::Sandbox::User="$(id -un)" "$package" >&2
+        dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards "$pattern"
         rm ./*.deb
-        touch done
+        touch ./done
     )
 }
 
-fetch_kernel() {
-    local meta=$1 arch out=$3 package
-    arch=$(debian_name "$2")
-    package=$(current_kernel "$meta" "$arch")
-    if [ -z "$package" ]; then
+# The package of a kernel of Debian 12 at present, without its architecture; nothing if the lists do not have it.
+current_kernel() {
+    apt-cache depends --important "$1:$2" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -n 1
+}
+
+# Options that make apt look at Debian 13 and its backports only, by lists below OUT, fetched on first use from where
+# this machine gets its own packages.
+debian_13() {
+    local state=$1/debian-13 mirror
+    trixie=(-o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list"
+        -o Dir::Etc::sourceparts=/dev/null)
+    [ ! -e "$state/done" ] || return 0
+    mirror=$(debian_mirror)
+    if [ -z "$mirror" ]; then
         update
-        package=$(current_kernel "$meta" "$arch")
+        mirror=$(debian_mirror)
     fi
-    unpack "$package:$arch" boot "$out/kernel/$package"
-    printf '%s\n' "$out/kernel/$package"/boot/vmlinuz-*
+    rm -rf "$state"
+    mkdir -p "$state"/{lists,cache/archives}/partial
+    printf 'deb [arch=amd64,arm64] %s %s main\n' "$mirror" trixie "$mirror" trixie-backports >"$state/sources.list"
+    apt-get "${trixie[@]}" -o APT::Sandbox::User="$(id -un)" update -qq
+    touch "$state/done"
+}
+
+# Where Debian's own packages come from; nothing before the first update.
+debian_mirror() {
+    # shellcheck disable=SC2016 # apt's variables
+    apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Created-By: Packages' | grep -v security | head -n 1
+}
+
+# The newest kernel of a series in the backports of Debian 13. From 6.19 on the image is in a package "linux-binary".
+backported_kernel() {
+    apt-cache "${trixie[@]}" search -n "^linux-binary-$1\.[0-9]+\+deb13-cloud-$2\$" | sed 's/ .*//' | sort -V | tail -n 1
+}
+
+fetch_kernel() {
+    local series=$1 arch out=$3 meta='' package trixie=()
+    arch=$(debian_name "$2")
+    case $series in
+    6.1) meta=linux-image-cloud-$arch ;;
+    6.12) meta=linux-image-6.12-cloud-$arch ;;
+    esac
+    if [ -z "$meta" ]; then
+        debian_13 "$out"
+        package=$(backported_kernel "$series" "$arch")
+    else
+        package=$(current_kernel "$meta" "$arch")
+        if [ -z "$package" ]; then
+            update
+            package=$(current_kernel "$meta" "$arch")
+        fi
+    fi
+    if [ -z "$package" ]; then
+        printf 'install.sh: there is no kernel %s for %s\n' "$series" "$arch" >&2
+        exit 1
+    fi
+    unpack "$package:$arch" "$out/kernel/$package" '*/vmlinuz*' "${trixie[@]}"
+    find "$out/kernel/$package" -type f -name 'vmlinuz*'
 }
 
 fetch_busybox() {
     local arch=$1 out=$2
-    unpack "busybox-static:$(debian_name "$arch")" bin "$out/busybox-$arch"
-    printf '%s\n' "$out/busybox-$arch/bin/busybox"
+    unpack "busybox-static:$(debian_name "$arch")" "$out/busybox-$arch" '*/bin/busybox'
+    find "$out/busybox-$arch" -type f -name busybox
+}
+
+# The files of both packages in one folder, which is what a guest wants.
+fetch_libc() {
+    local arch=$1 out=$2 folder=$2/glibc-2.41-$1 trixie=()
+    debian_13 "$out"
+    unpack "libc6:$(debian_name "$arch")" "$folder/libc6" '*-linux-gnu/*.so*' "${trixie[@]}"
+    unpack "libgcc-s1:$(debian_name "$arch")" "$folder/libgcc" '*-linux-gnu/*.so*' "${trixie[@]}"
+    mkdir -p "$folder/all"
+    find "$folder"/lib* -name '*.so*' -path "*/lib/$arch-linux-gnu/*" -exec cp -L -t "$folder/all" {} +
+    printf '%s\n' "$folder/all"
+}
+
+# Only one at a time, since they share package lists.
+alone() {
+    exec 9>"$1/install.lock"
+    flock 9
 }
 
 case ${1:-} in
 packages) install_packages "${@:2}" ;;
-kernel) fetch_kernel "${@:2:3}" ;;
-busybox) fetch_busybox "${@:2:2}" ;;
+kernel)
+    alone "$4"
+    fetch_kernel "${@:2:3}"
+    ;;
+busybox | libc)
+    alone "$3"
+    "fetch_$1" "${@:2:2}"
+    ;;
 *)
-    printf 'usage: ci/kernels/install.sh packages|kernel|busybox …\n' >&2
+    printf 'usage: ci/kernels/install.sh packages|kernel|busybox|libc …\n' >&2
     exit 2
     ;;
 esac

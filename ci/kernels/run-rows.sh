@@ -3,7 +3,7 @@
 #
 #     run-rows.sh BINARIES LIBC...
 #
-# BINARIES holds a folder of programs for each build: glibc-dynamic, glibc-static, musl-static. LIBC is one of these or
+# BINARIES holds a folder of programs for each LIBC: glibc-dynamic, glibc-static, glibc-2.41, musl-static. LIBC may also be
 # glibc-untuned, which is glibc-dynamic with glibc's own registration switched off. For each LIBC all programs are run:
 # the probe, every test of rseq-sys, and of the allocator the tests foreign and stress.
 #
@@ -23,14 +23,21 @@ shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Seconds since the machine started.
+now() {
+    cut -d' ' -f1 /proc/uptime
+}
+
 # Runs one program into $work/log. A program that ends in any other way than with status 0 has failed at least once,
 # whatever it printed: it may have crashed before it could count.
 run() {
     printf -- '--- %s: %s\n' "$libc" "$*"
+    started=$(now)
     timeout -k 5 "${PROGRAM_LIMIT:-300}" "$@" >"$work/log" 2>&1 </dev/null
     status=$?
     cat "$work/log"
-    [ "$status" -eq 0 ] || printf -- '--- %s: %s FAILED with status %d\n' "$libc" "$1" "$status"
+    printf -- '--- %s: %s: status %d after %s s\n' "$libc" "$1" "$status" \
+        "$(awk -v from="$started" '{ printf "%.1f", $1 - from }' /proc/uptime)"
     programs=$((programs + 1))
 }
 
@@ -68,8 +75,13 @@ row() {
     printf '@row begin %s %s %s\n' "$libc" "$(uname -r)" "$(nproc)"
 
     run "$binaries/$build/probe"
-    [ "$status" -eq 0 ] || failed=$((failed + 1))
-    printf '@row mode %s %s\n' "$libc" "$(sed -n 's/^mode: *//p' "$work/log")"
+    mode=$(sed -n 's/^mode: *//p' "$work/log")
+    printf '@row mode %s %s\n' "$libc" "$mode"
+    # That rseq cannot be used here is an answer, too, and the table knows where it is the right one.
+    case $status-$mode in
+    0-* | 1-none:*) ;;
+    *) failed=$((failed + 1)) ;;
+    esac
 
     for program in "$binaries/$build"/rseq_sys.*; do
         case ,${LEAVE_OUT:-}, in

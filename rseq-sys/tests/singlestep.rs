@@ -2,8 +2,9 @@
 //! gives up after a bounded number of attempts and the program goes on by its slow path.
 //!
 //! The program is this binary once more, from its first instruction in the loader to its exit (under emulation, where a
-//! step takes a millisecond, from the start of its own work), with libc's registration and with one of our own. It does its work before `main`, since the test harness would bring thousands of steps and
-//! threads that have nothing to do with it.
+//! step takes a millisecond, from the start of its own work), with libc's registration and with one of our own. It does
+//! its work before `main`, since the test harness would bring thousands of steps and threads that have nothing to do with
+//! it.
 
 #[expect(dead_code, reason = "only some of the helpers are needed here")]
 #[path = "common/affinity.rs"]

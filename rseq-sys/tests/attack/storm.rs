@@ -224,7 +224,7 @@ impl<'a> Timer<'a> {
 
     fn set(&self, first: Duration, then: Duration) {
         let spec = |duration: Duration| libc::timespec {
-            tv_sec: duration.as_secs() as libc::time_t,
+            tv_sec: duration.as_secs() as _,
             tv_nsec: duration.subsec_nanos().into(),
         };
         let times = libc::itimerspec { it_interval: spec(then), it_value: spec(first) };

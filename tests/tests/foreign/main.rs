@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use alloc_core::RseqAlloc;
 use integration::child;
-use integration::configuration::{best_index, expect_arenas, libc_registers};
+use integration::configuration::{best_index, expect_arenas, libc_registers, why_no_index};
 use integration::harness::{self, Check};
 use rseq_sys::sequence::{Outcome, Vcpu};
 use rseq_sys::{Errno, Mode, Registrar, Unavailable};
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 /// Runs a role in a process of its own.
 fn play(role: &str, registers: bool) {
     if best_index().is_none() {
-        return println!("skipped: {role}: the kernel has no rseq");
+        return println!("skipped: {role}: no rseq on this kernel: {}", why_no_index());
     }
     let mut command = child::again();
     command.env(ROLE, role).env_remove(REGISTERS).env_remove("RSEQ_ALLOC");
