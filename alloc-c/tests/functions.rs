@@ -60,6 +60,16 @@ fn cxx_preloaded() {
     assert_eq!(run_all("operators.cpp", Way::Preload, &[]), 20);
 }
 
+#[test]
+fn c_static_pie() {
+    assert_eq!(run_all("standard.c", Way::StaticPie, &[]), 24);
+}
+
+#[test]
+fn cxx_static_pie() {
+    assert_eq!(run_all("operators.cpp", Way::StaticPie, &[]), 20);
+}
+
 /// The library exports what has a case and nothing else.
 #[test]
 fn exports() {

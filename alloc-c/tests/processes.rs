@@ -99,11 +99,14 @@ fn options_are_ignored_under_secure_execution() {
     assert!(answer.starts_with("1 ") && !answer.contains("asked for"), "{answer}");
 }
 
-/// Runs a case of `programs/threads.c` in each mode.
+/// Runs a case of `programs/threads.c` in each mode, preloaded and in a program with nothing dynamic.
 fn threads(case: &str) {
-    let program = compile("threads.c", Way::Preload);
-    for environment in [("NOTHING", ""), ("RSEQ_ALLOC", "index=arenas"), ("GLIBC_TUNABLES", "glibc.pthread.rseq=0")] {
-        succeeds(command(&program, Way::Preload).arg(case).env(environment.0, environment.1));
+    for way in [Way::Preload, Way::StaticPie] {
+        let program = compile("threads.c", way);
+        for environment in [("NOTHING", ""), ("RSEQ_ALLOC", "index=arenas"), ("GLIBC_TUNABLES", "glibc.pthread.rseq=0")]
+        {
+            succeeds(command(&program, way).arg(case).env(environment.0, environment.1));
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) enum Way {
     Shared,
     /// Linked with the static one.
     Static,
+    /// Likewise, and with nothing dynamic: there is no loader that could be asked for anything.
+    StaticPie,
     /// By `LD_PRELOAD`.
     Preload,
 }
@@ -67,6 +69,11 @@ pub(crate) fn compile(source: &str, way: Way) -> PathBuf {
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source));
     match way {
         Way::Static => command.arg(built().join("librseqalloc.a")).args(["-lgcc_s", "-lm", "-ldl"]),
+        Way::StaticPie => {
+            command.args(["-static-pie", "-fPIE"]).arg(built().join("librseqalloc.a"));
+            // The library's own reference is weak, and fetches nothing from an archive.
+            command.args(if cxx { &["-Wl,--undefined=_ZSt17__throw_bad_allocv"][..] } else { &[] })
+        }
         // A program to be run with the preloaded library may name its own functions, too.
         Way::Shared | Way::Preload => command.arg("-L").arg(folder).args(["-lrseqalloc"]),
     };
