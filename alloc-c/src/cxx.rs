@@ -1,9 +1,8 @@
 //! The operators `new` and `delete` of C++, in all forms, under their mangled names.
 //!
 //! A `new` that fails calls the new handler and tries again, until there is none; then the throwing forms throw
-//! `std::bad_alloc` and the `nothrow` forms return null. Handler and exception are libstdc++'s. It is looked up when it
-//! is needed, so that C programs need none; in statically linked programs weak references find it, if anything else in
-//! the program has brought it in.
+//! `std::bad_alloc` and the `nothrow` forms return null. Handler and exception are libstdc++'s. Its two functions are
+//! weak references, so that C programs need none; one that comes by `dlopen` is looked up when it is needed.
 //!
 //! Not done: a handler that throws out of a `nothrow` form ends the process. The sizes and alignments that `delete` is
 //! told are not used: the map knows better than a program that deletes through the wrong type.
@@ -12,36 +11,40 @@ use alloc_core::c;
 use core::ffi::{CStr, c_void};
 use core::ptr::null_mut;
 
-/// `std::nothrow_t const &`.
-type NoThrow = *const c_void;
-
-// Two weak references, which Rust has no other way to make. Nothing is drawn in by them, and null is left where nothing
-// defines the symbol.
+// What the linkers know of libstdc++, null where it is not there: all there is in a static program, in which the lookups
+// by name find nothing. Stable Rust has no weak references of its own.
 core::arch::global_asm!(
+    ".weak _ZSt15get_new_handlerv",
+    ".weak _ZSt17__throw_bad_allocv",
     ".pushsection .data.rel.ro.rseqalloc_libstdcxx, \"aw\"",
     ".balign 8",
-    ".hidden rseqalloc_libstdcxx",
     ".globl rseqalloc_libstdcxx",
+    ".hidden rseqalloc_libstdcxx",
     "rseqalloc_libstdcxx:",
-    ".weak _ZSt15get_new_handlerv",
-    ".quad _ZSt15get_new_handlerv",
-    ".weak _ZSt17__throw_bad_allocv",
-    ".quad _ZSt17__throw_bad_allocv",
+    ".8byte _ZSt15get_new_handlerv",
+    ".8byte _ZSt17__throw_bad_allocv",
     ".popsection",
 );
 
-unsafe extern "C" {
-    /// `std::get_new_handler` and `std::__throw_bad_alloc`, as linked.
-    #[link_name = "rseqalloc_libstdcxx"]
-    static LINKED: [*mut c_void; 2];
+/// Addresses of functions of libstdc++.
+#[repr(C)]
+struct Libstdcxx {
+    get_new_handler: *mut c_void,
+    throw_bad_alloc: *mut c_void,
 }
-const GET_NEW_HANDLER: usize = 0;
-const THROW_BAD_ALLOC: usize = 1;
 
-/// A function of libstdc++, which may have been loaded where the default search does not reach.
-fn function(linked: usize, name: &CStr) -> *mut c_void {
-    // SAFETY: defined above, and relocated before any code of this library runs.
-    let linked = unsafe { LINKED[linked] };
+unsafe extern "C" {
+    /// What stands above.
+    #[link_name = "rseqalloc_libstdcxx"]
+    static LINKED: Libstdcxx;
+}
+
+/// `std::nothrow_t const &`.
+type NoThrow = *const c_void;
+
+/// A function of libstdc++: as it was linked, or by its name. It may have been loaded where the default search does not
+/// reach.
+fn function(linked: *mut c_void, name: &CStr) -> *mut c_void {
     if !linked.is_null() {
         return linked;
     }
@@ -64,7 +67,9 @@ fn function(linked: usize, name: &CStr) -> *mut c_void {
 fn handled() -> bool {
     type Handler = unsafe extern "C-unwind" fn();
     type GetHandler = unsafe extern "C" fn() -> Option<Handler>;
-    let get = function(GET_NEW_HANDLER, c"_ZSt15get_new_handlerv");
+    // SAFETY: linkers wrote it, and nobody else does.
+    let linked = unsafe { LINKED.get_new_handler };
+    let get = function(linked, c"_ZSt15get_new_handlerv");
     if get.is_null() {
         return false;
     }
@@ -84,7 +89,9 @@ fn handled() -> bool {
 /// Throws `std::bad_alloc`.
 fn throw() -> ! {
     type Throw = unsafe extern "C-unwind" fn() -> !;
-    let throw = function(THROW_BAD_ALLOC, c"_ZSt17__throw_bad_allocv");
+    // SAFETY: linkers wrote it, and nobody else does.
+    let linked = unsafe { LINKED.throw_bad_alloc };
+    let throw = function(linked, c"_ZSt17__throw_bad_allocv");
     if throw.is_null() {
         let line = "rseq-alloc: operator new: out of memory, and no libstdc++ to throw std::bad_alloc with\n";
         // SAFETY: the text is valid for its length. <https://man7.org/linux/man-pages/man2/write.2.html>
