@@ -138,6 +138,11 @@ fn threads_that_leave_blocks_behind() {
     threads("short_threads");
 }
 
+#[test]
+fn threads_that_are_cancelled() {
+    threads("cancelled_threads");
+}
+
 /// Each case of `programs/misuse.c` ends with SIGABRT and one line that says what was wrong.
 #[test]
 fn misuse_ends_the_process() {

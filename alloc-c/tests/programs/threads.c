@@ -1,6 +1,7 @@
 /* Several threads: blocks that another thread frees, and forks while others allocate. */
 #define _GNU_SOURCE
 #include "cases.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/wait.h>
 
@@ -129,4 +130,40 @@ CASE(short_threads)
         CHECK(pthread_create(&thread, NULL, leave, NULL) == 0 && pthread_join(thread, &block) == 0);
         check_and_free(block);
     }
+}
+
+/* None of the library's functions is where a cancelled thread ends, not even those that write. */
+static pthread_barrier_t cancelled;
+static FILE *figures;
+static int written;
+
+static void *write_figures(void *ignored)
+{
+    (void)ignored;
+    pthread_barrier_wait(&cancelled);
+    malloc_stats();
+    CHECK(malloc_info(0, figures) == 0);
+    unsigned state = 5;
+    for (int i = 0; i < 1000; i++)
+        check_and_free(marked(&state));
+    CHECK(malloc_trim(0) >= 0);
+    written = 1;
+    pthread_testcancel();
+    return NULL;
+}
+
+CASE(cancelled_threads)
+{
+    pthread_t thread;
+    void *result;
+    int errors = dup(2), null = open("/dev/null", O_WRONLY);
+    figures = fopen("/dev/null", "w");
+    CHECK(errors >= 0 && null >= 0 && figures != NULL && setvbuf(figures, NULL, _IONBF, 0) == 0);
+    CHECK(pthread_barrier_init(&cancelled, NULL, 2) == 0);
+    CHECK(pthread_create(&thread, NULL, write_figures, NULL) == 0 && pthread_cancel(thread) == 0);
+    CHECK(dup2(null, 2) == 2);
+    pthread_barrier_wait(&cancelled);
+    CHECK(pthread_join(thread, &result) == 0);
+    CHECK(dup2(errors, 2) == 2);
+    CHECK(written && result == PTHREAD_CANCELED);
 }
