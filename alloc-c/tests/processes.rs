@@ -139,6 +139,11 @@ fn threads_that_leave_blocks_behind() {
 }
 
 #[test]
+fn threads_that_fork_read_lines_and_write_all_streams() {
+    threads("streams");
+}
+
+#[test]
 fn threads_that_are_cancelled() {
     threads("cancelled_threads");
 }

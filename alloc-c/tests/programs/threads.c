@@ -167,3 +167,71 @@ CASE(cancelled_threads)
     CHECK(dup2(errors, 2) == 2);
     CHECK(written && result == PTHREAD_CANCELED);
 }
+
+/* Threads that fork, that read lines into new memory, and that write all streams, each of which needs locks of the other
+ * two. One that hangs is ended by the alarm. */
+static char lines[] = "/tmp/rseqalloc-lines-XXXXXX";
+
+static void *fork_often(void *ignored)
+{
+    (void)ignored;
+    while (!stop) {
+        int status;
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            /* The list of streams is free here. */
+            FILE *file = fopen("/dev/null", "r");
+            _exit(file != NULL && fclose(file) == 0 && fflush(NULL) == 0 ? 17 : 1);
+        }
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 17);
+    }
+    return NULL;
+}
+
+static void *read_lines(void *ignored)
+{
+    (void)ignored;
+    FILE *file = fopen(lines, "r");
+    CHECK(file != NULL);
+    while (!stop) {
+        char *line = NULL;
+        size_t room = 0;
+        rewind(file);
+        CHECK(getline(&line, &room, file) == 50001);
+        free(line);
+    }
+    fclose(file);
+    return NULL;
+}
+
+static void *write_all(void *ignored)
+{
+    (void)ignored;
+    while (!stop)
+        CHECK(fflush(NULL) == 0);
+    return NULL;
+}
+
+CASE(streams)
+{
+    static void *(*const starts[])(void *) = {
+        fork_often, fork_often, read_lines, read_lines, read_lines, read_lines, write_all,
+    };
+    enum { COUNT = sizeof starts / sizeof *starts };
+    pthread_t threads[COUNT];
+    int to = mkstemp(lines);
+    FILE *file = fdopen(to, "w");
+    CHECK(file != NULL);
+    for (int i = 0; i < 50000; i++)
+        fputc('x', file);
+    CHECK(fputc('\n', file) == '\n' && fclose(file) == 0);
+    alarm(60);
+    for (int i = 0; i < COUNT; i++)
+        CHECK(pthread_create(&threads[i], NULL, starts[i], NULL) == 0);
+    sleep(2);
+    stop = 1;
+    for (int i = 0; i < COUNT; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    CHECK(remove(lines) == 0);
+}
