@@ -94,8 +94,7 @@ fn throw() -> ! {
     let throw = function(linked, c"_ZSt17__throw_bad_allocv");
     if throw.is_null() {
         let line = "rseq-alloc: operator new: out of memory, and no libstdc++ to throw std::bad_alloc with\n";
-        // SAFETY: the text is valid for its length. <https://man7.org/linux/man-pages/man2/write.2.html>
-        unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+        crate::text::say(line.as_bytes());
         // SAFETY: always sound.
         unsafe { libc::abort() };
     }

@@ -3,10 +3,11 @@
 //! The names of the figures are glibc's, their meaning the nearest that there is here. Nothing here allocates;
 //! `malloc_info` writes through the stream it is given, which may.
 
-use crate::text::Text;
+use crate::text::{self, Text};
 use alloc_core::{c, stats};
 use core::ffi::c_int;
 use core::fmt::Write;
+use core::ptr::null_mut;
 
 /// The ten figures, in fields of the type `$figure`.
 macro_rules! figures {
@@ -95,13 +96,18 @@ pub extern "C" fn malloc_stats() {
     let mut text = Text::new(&mut buffer);
     // Writing to a `Text` does not fail.
     let _ = write!(text, "rseq-alloc: {}\nrseq-alloc: {stats}\n", stats.mode);
-    let bytes = text.bytes();
-    // SAFETY: the text is valid for its length. <https://man7.org/linux/man-pages/man2/write.2.html>
-    unsafe { libc::write(2, bytes.as_ptr().cast(), bytes.len()) };
+    text::say(text.bytes());
+}
+
+/// The value in glibc's and musl's `pthread.h`.
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
 }
 
 /// Writes the figures as XML in glibc's outer form, version `rseqalloc-1`. `options` must be 0. Returns 0, `EINVAL`, or
-/// the `errno` of a stream that cannot be written to.
+/// the `errno` of a stream that cannot be written to. A cancelled thread ends later: nothing here may be unwound.
 ///
 /// # Safety
 /// `stream` is an open stream.
@@ -131,9 +137,14 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         stats.metadata,
     );
     let bytes = text.bytes();
+    let mut state = 0;
+    // SAFETY: always sound. <https://man7.org/linux/man-pages/man3/pthread_setcancelstate.3.html>
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
     // SAFETY: the text is valid for its length, the stream by contract.
     // <https://man7.org/linux/man-pages/man3/fread.3.html>
     let written = unsafe { libc::fwrite(bytes.as_ptr().cast(), 1, bytes.len(), stream) };
+    // SAFETY: as above.
+    unsafe { pthread_setcancelstate(state, null_mut()) };
     if written == bytes.len() {
         return 0;
     }

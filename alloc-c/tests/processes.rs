@@ -166,6 +166,16 @@ fn threads_that_leave_blocks_behind() {
     threads("short_threads");
 }
 
+#[test]
+fn threads_that_fork_read_lines_and_write_all_streams() {
+    threads("streams");
+}
+
+#[test]
+fn threads_that_are_cancelled() {
+    threads("cancelled_threads");
+}
+
 /// Each case of `programs/misuse.c` ends with SIGABRT and one line that says what was wrong.
 #[test]
 fn misuse_ends_the_process() {

@@ -1,6 +1,7 @@
 /* Several threads: blocks that another thread frees, and forks while others allocate. */
 #define _GNU_SOURCE
 #include "cases.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/wait.h>
 
@@ -142,4 +143,108 @@ CASE(short_threads)
         CHECK(pthread_create(&thread, NULL, leave, NULL) == 0 && pthread_join(thread, &block) == 0);
         check_and_free(block);
     }
+}
+
+/* None of the library's functions is where a cancelled thread ends, not even those that write. */
+static pthread_barrier_t cancelled;
+static FILE *figures;
+static int written;
+
+static void *write_figures(void *ignored)
+{
+    (void)ignored;
+    pthread_barrier_wait(&cancelled);
+    malloc_stats();
+    CHECK(malloc_info(0, figures) == 0);
+    unsigned state = 5;
+    for (int i = 0; i < 1000; i++)
+        check_and_free(marked(&state));
+    CHECK(malloc_trim(0) >= 0);
+    written = 1;
+    pthread_testcancel();
+    return NULL;
+}
+
+CASE(cancelled_threads)
+{
+    pthread_t thread;
+    void *result;
+    int errors = dup(2), null = open("/dev/null", O_WRONLY);
+    figures = fopen("/dev/null", "w");
+    CHECK(errors >= 0 && null >= 0 && figures != NULL && setvbuf(figures, NULL, _IONBF, 0) == 0);
+    CHECK(pthread_barrier_init(&cancelled, NULL, 2) == 0);
+    CHECK(pthread_create(&thread, NULL, write_figures, NULL) == 0 && pthread_cancel(thread) == 0);
+    CHECK(dup2(null, 2) == 2);
+    pthread_barrier_wait(&cancelled);
+    CHECK(pthread_join(thread, &result) == 0);
+    CHECK(dup2(errors, 2) == 2);
+    CHECK(written && result == PTHREAD_CANCELED);
+}
+
+/* Threads that fork, that read lines into new memory, and that write all streams, each of which needs locks of the other
+ * two. One that hangs is ended by the alarm. */
+static char lines[] = "/tmp/rseqalloc-lines-XXXXXX";
+
+static void *fork_often(void *ignored)
+{
+    (void)ignored;
+    while (!stop) {
+        int status;
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            /* The list of streams is free here. */
+            FILE *file = fopen("/dev/null", "r");
+            _exit(file != NULL && fclose(file) == 0 && fflush(NULL) == 0 ? 17 : 1);
+        }
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 17);
+    }
+    return NULL;
+}
+
+static void *read_lines(void *ignored)
+{
+    (void)ignored;
+    FILE *file = fopen(lines, "r");
+    CHECK(file != NULL);
+    while (!stop) {
+        char *line = NULL;
+        size_t room = 0;
+        rewind(file);
+        CHECK(getline(&line, &room, file) == 50001);
+        free(line);
+    }
+    fclose(file);
+    return NULL;
+}
+
+static void *write_all(void *ignored)
+{
+    (void)ignored;
+    while (!stop)
+        CHECK(fflush(NULL) == 0);
+    return NULL;
+}
+
+CASE(streams)
+{
+    static void *(*const starts[])(void *) = {
+        fork_often, fork_often, read_lines, read_lines, read_lines, read_lines, write_all,
+    };
+    enum { COUNT = sizeof starts / sizeof *starts };
+    pthread_t threads[COUNT];
+    int to = mkstemp(lines);
+    FILE *file = fdopen(to, "w");
+    CHECK(file != NULL);
+    for (int i = 0; i < 50000; i++)
+        fputc('x', file);
+    CHECK(fputc('\n', file) == '\n' && fclose(file) == 0);
+    alarm(60);
+    for (int i = 0; i < COUNT; i++)
+        CHECK(pthread_create(&threads[i], NULL, starts[i], NULL) == 0);
+    sleep(2);
+    stop = 1;
+    for (int i = 0; i < COUNT; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    CHECK(remove(lines) == 0);
 }
