@@ -156,7 +156,14 @@ contradiction() {
     esac
     awk -F '\t' -v mode="$mode" -v workers="$(printf '%s;' "${workers[@]}")" -v own=" ${own_malloc[*]} " \
         -v library="$($linked || printf '%s' "$out/librseqalloc.so")" '
-        function wrong(what) { if (!said) print what; said = 1 }
+        # Of several things that are wrong, the first of a worker, if there is one.
+        function wrong(what) {
+            if (said == "" || (is_worker[name] && !of_worker)) { said = what; of_worker = is_worker[name] }
+        }
+        BEGIN {
+            for (count = split(workers, list, ";"); count > 0; count--)
+                if (split(list[count], of, " ") == 2) { is_worker[of[1]] = 1; wanted[of[1]] = of[2] }
+        }
         {
             name = $3
             sub(/.*\//, "", name)
@@ -169,10 +176,10 @@ contradiction() {
             if ($1 == "end" && (mode == "" || $7 > 0 || brings_its_own)) seen[name]++
         }
         END {
-            for (i = split(workers, list, ";"); i > 0; i--) {
-                if (split(list[i], of, " ") == 2 && seen[of[1]] + 0 < of[2])
-                    wrong((mode == "" ? "" : "not mapped: ") seen[of[1]] + 0 " of " of[2] " processes of " of[1] " seen")
-            }
+            for (name in wanted)
+                if (seen[name] + 0 < wanted[name])
+                    wrong((mode == "" ? "" : "not mapped: ") seen[name] + 0 " of " wanted[name] " processes of " name " seen")
+            if (said != "") print said
         }' "$work/$variant.witness"
 }
 

@@ -33,7 +33,7 @@
 namespace {
 
 constexpr int THREADS = 12;
-constexpr int ROUNDS = 12;
+constexpr int ROUNDS = 6;
 
 using Random = std::mt19937_64;
 

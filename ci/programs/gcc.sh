@@ -3,7 +3,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # read by, and from, compare.sh
 packages=(gcc)
 needs=(/usr/bin/gcc)
-workers=("cc1 1" "x86_64-linux-gnu-as 1" "x86_64-linux-gnu-gcc-12 2" "x86_64-linux-gnu-ld.bfd 1")
+workers=("cc1 1" "$(uname -m)-linux-gnu-as 1" "$(uname -m)-linux-gnu-gcc-12 2" "$(uname -m)-linux-gnu-ld.bfd 1")
 
 version() {
     debian_version gcc-12

@@ -40,7 +40,8 @@ run() {
         # With threads the deltas that are found may vary, the objects not.
         git -C "$name" -c pack.threads=4 repack -q -a -d -f --depth=50 --window=40
         git -C "$name" fsck --full --strict >output/$name.fsck-threads 2>&1
-        git -C "$name" -c pack.threads=1 -c gc.writeCommitGraph=true gc --quiet --aggressive --prune=now
+        git -C "$name" -c pack.threads=1 repack -q -a -d -f
+        git -C "$name" -c pack.threads=1 -c gc.writeCommitGraph=true gc --quiet --prune=now
         git -C "$name" fsck --full --strict >output/$name.fsck 2>&1
         git -C "$name" commit-graph verify --no-progress
         git -C "$name" rev-list --all --objects | sort >output/$name.after
@@ -51,6 +52,5 @@ run() {
         git -C "$name" grep -c -e '[0-9]' HEAD | sort >output/$name.grep
         git -C "$name" archive HEAD | sha256sum >output/$name.tar
     done
-    # Not shared by threads: the pack came from one alone.
     git -C imported blame -s "$(git -C imported ls-files | head -n 1)" >output/blame
 }

@@ -7,7 +7,7 @@ import sys
 import threading
 
 THREADS = 6
-ROUNDS = 12
+ROUNDS = 6
 COMMANDS = 2500
 
 

@@ -47,7 +47,7 @@ run() {
     serve redis-server --port 0 --unixsocket ./socket --io-threads 2 --io-threads-do-reads yes --save '' --dir . \
         --enable-debug-command local --lazyfree-lazy-user-del yes --appendonly yes --appendfsync no
     wait_until client ping
-    redis-benchmark -s ./socket -q --threads 2 -c 40 -n 40000 -P 4 -r 1000 -d 200 -t set,get,hset,sadd,zadd,mset,lrange_100 |
+    redis-benchmark -s ./socket -q --threads 2 -c 40 -n 20000 -P 4 -r 1000 -d 200 -t set,get,hset,sadd,zadd,mset,lrange_100 |
         tee benchmark | tr '\r' '\n' | grep -o '^[A-Z_]*[^:]*: [0-9.]* requests per second' | cut -d: -f1 | sort -u >output/benchmark
     ! grep -i error benchmark
     # These hold random numbers.
