@@ -3,7 +3,7 @@
  *
  *   misaligned  blocks are aligned to 8 instead of 16
  *   aligned     aligned_alloc and its relatives align to 16, whatever was asked for
- *   overlap     every 64th block of up to 1 KiB reaches 16 bytes into whatever comes after it
+ *   overlap     every 64th block of 128 bytes to 1 KiB reaches into whatever comes after it
  *   twice       every 4096th block of up to 1 KiB is handed out while it is somebody's
  *   dirty       calloc's blocks hold what was there before
  *   overflow    calloc and reallocarray do not see that the product is too large
@@ -66,8 +66,8 @@ static void *give(size_t size, size_t align)
     size = size ? size : MINIMUM;
     unsigned number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
     room = size;
-    if (fault("overlap") && size >= 64 && size <= SMALL && number % 64 == 0)
-        room = size - 32;
+    if (fault("overlap") && size >= 128 && size <= SMALL && number % 64 == 0)
+        room = size - 96;
     if (fault("twice") && size <= SMALL && number % 4096 == 0) {
         struct header *seen = last ? header_of(last) : NULL;
         if (seen && seen->size >= size)
