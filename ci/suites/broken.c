@@ -11,7 +11,7 @@
  *   usable      malloc_usable_size says one byte less than was asked for
  *   errno       failures leave errno alone
  *   free_errno  free changes errno
- *   fork        the child of a fork inherits a lock that another thread holds */
+ *   fork        fork takes the lock of malloc before the C library's list of streams */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -85,7 +85,7 @@ static void *give(size_t size, size_t align)
     return block;
 }
 
-/* For the fault "fork": every call takes a lock for a while, which nobody frees in a child. */
+/* For the fault "fork": every call takes a lock for a while, and fork handlers take it, too. */
 static void pass_lock(void)
 {
     if (fault("fork")) {
@@ -94,6 +94,22 @@ static void pass_lock(void)
             ;
         pthread_mutex_unlock(&lock);
     }
+}
+
+static void take(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void give_back(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+__attribute__((constructor)) static void install(void)
+{
+    if (fault("fork"))
+        pthread_atfork(take, give_back, give_back);
 }
 
 void *malloc(size_t size)
