@@ -3,7 +3,7 @@
  *
  *   misaligned  blocks are aligned to 8 instead of 16
  *   aligned     aligned_alloc and its relatives align to 16, whatever was asked for
- *   overlap     every 64th block of up to 1 KiB reaches 16 bytes into whatever comes after it
+ *   overlap     every 64th block of 128 bytes to 1 KiB reaches into whatever comes after it
  *   twice       every 4096th block of up to 1 KiB is handed out while it is somebody's
  *   dirty       calloc's blocks hold what was there before
  *   overflow    calloc and reallocarray do not see that the product is too large
@@ -11,7 +11,7 @@
  *   usable      malloc_usable_size says one byte less than was asked for
  *   errno       failures leave errno alone
  *   free_errno  free changes errno
- *   fork        the child of a fork inherits a lock that another thread holds */
+ *   fork        fork takes the lock of malloc before the C library's list of streams */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -66,8 +66,8 @@ static void *give(size_t size, size_t align)
     size = size ? size : MINIMUM;
     unsigned number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
     room = size;
-    if (fault("overlap") && size >= 64 && size <= SMALL && number % 64 == 0)
-        room = size - 32;
+    if (fault("overlap") && size >= 128 && size <= SMALL && number % 64 == 0)
+        room = size - 96;
     if (fault("twice") && size <= SMALL && number % 4096 == 0) {
         struct header *seen = last ? header_of(last) : NULL;
         if (seen && seen->size >= size)
@@ -85,7 +85,7 @@ static void *give(size_t size, size_t align)
     return block;
 }
 
-/* For the fault "fork": every call takes a lock for a while, which nobody frees in a child. */
+/* For the fault "fork": every call takes a lock for a while, and fork handlers take it, too. */
 static void pass_lock(void)
 {
     if (fault("fork")) {
@@ -94,6 +94,22 @@ static void pass_lock(void)
             ;
         pthread_mutex_unlock(&lock);
     }
+}
+
+static void take(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void give_back(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+__attribute__((constructor)) static void install(void)
+{
+    if (fault("fork"))
+        pthread_atfork(take, give_back, give_back);
 }
 
 void *malloc(size_t size)
