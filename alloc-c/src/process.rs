@@ -12,21 +12,6 @@ pub extern "C" fn vfork() -> c_int {
     unsafe { libc::fork() }
 }
 
-/// Has forks lock glibc's list of open streams before the allocator's locks, as forks on its own allocator do. Otherwise a
-/// thread that forks, one that writes all streams and one that reads a line could wait for each other for ever: see
-/// `alloc_core`'s module `fork`. The functions have been there since glibc 2.2. Found by `dlsym`: there is one thread.
-#[cfg(target_env = "gnu")]
-fn lock_streams() {
-    let functions = [c"_IO_list_lock", c"_IO_list_unlock", c"_IO_list_resetlock"].map(|name| {
-        // SAFETY: a valid name. <https://man7.org/linux/man-pages/man3/dlsym.3.html>
-        unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
-    });
-    if !functions.iter().any(|function| function.is_null()) {
-        // SAFETY: these are glibc's functions, without parameters and result; the process is being started.
-        unsafe { alloc_core::c::lock_streams_with(functions) };
-    }
-}
-
 /// Decides the mode and installs the fork handlers before any other library's constructor runs: the linker is told so
 /// (`-z initfirst`). Handlers that are installed later run before the allocator's locks are taken, and may allocate.
 ///
@@ -43,7 +28,6 @@ extern "C" fn start(_arguments: c_int, _argument: *mut *mut c_char, environment:
             environ = environment;
         }
     }
-    lock_streams();
     alloc_core::c::start();
 }
 

@@ -25,14 +25,12 @@
 //! environment, and [`set_options`].
 
 use crate::fatal::{self, Seen};
-use crate::fork;
 pub use crate::options::Refused;
 use crate::options::{DEFAULT_DECAY_MS, Options};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
 use crate::size_class::{CLASSES, MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
 use crate::{central, decay, front, large, map, mode, setup};
-use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 
 /// What every block is aligned to: `alignof(max_align_t)` on x86-64 and aarch64.
@@ -62,16 +60,6 @@ fn or_errno(block: *mut u8) -> *mut u8 {
 /// Decides the mode and installs the fork handlers, if no allocation has done that.
 pub fn start() {
     setup::decide_if_undecided(&OPTIONS);
-}
-
-/// Has the C library's list of streams locked around forks, before any lock of this crate: lock, unlock and reset of a
-/// lock that its owner may take again.
-///
-/// # Safety
-/// Each is a C function without parameters and result, which stays loaded. No fork is on its way.
-pub unsafe fn lock_streams_with(functions: [*mut c_void; 3]) {
-    // SAFETY: the contract of this function.
-    unsafe { fork::lock_streams_with(functions) }
 }
 
 /// `size` bytes aligned to [`ALIGN`]; 16 bytes if `size` is 0. Null, with `errno` set, if they cannot be had.

@@ -14,10 +14,9 @@
 //! The time that this takes does not depend on what the heap holds. Most of it is not the locks but the pages they are
 //! in, which the parent gets copies of when it releases them; so locks of arenas that are never used are left alone.
 //!
-//! The C library's `fork` locks its list of open streams after these handlers, and who writes all streams
-//! (`fflush(NULL)`) holds that list while it waits for one stream, whose owner may be waiting for memory. So the list is
-//! locked here first, if [`lock_streams_with`] said how; the C library's own allocator has the same order. Rust
-//! programs, which do without that, can only be caught by it if they use C's streams.
+//! glibc's `fork` locks its list of open streams after these handlers, and who writes all streams (`fflush(NULL)`) holds
+//! that list while it waits for one stream, whose owner may be waiting for memory. So the list is locked here first, as
+//! glibc does it with its own allocator.
 //!
 //! Handlers that another library installed before run with all locks of this one held, and must not allocate.
 //!
@@ -26,9 +25,7 @@
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate};
 use crate::{central, depot, front, large, magazine, meta, pages, setup};
-use core::ffi::c_void;
-use core::ptr::null_mut;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Installs the handlers, when a set-up begins; once, though a set-up may be begun again. True the first time.
 pub(crate) fn install() -> bool {
@@ -48,30 +45,27 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// How many arenas' locks `before` took. Another thread may decide how many there are before `in_parent` runs.
 static ARENAS: AtomicUsize = AtomicUsize::new(0);
-/// How the C library locks its list of open streams, frees it, and makes it free anew in a child. Null if nobody said.
-static STREAMS: [AtomicPtr<c_void>; 3] = [const { AtomicPtr::new(null_mut()) }; 3];
-const LOCK: usize = 0;
-const UNLOCK: usize = 1;
-const RESET: usize = 2;
 
-/// Has the list of streams locked around forks by these functions: lock, unlock, reset. The lock is one that its owner
-/// may take again.
-///
-/// # Safety
-/// Each is a C function without parameters and result, which stays loaded. No fork is on its way.
-pub(crate) unsafe fn lock_streams_with(functions: [*mut c_void; 3]) {
-    for (slot, function) in STREAMS.iter().zip(functions) {
-        slot.store(function, Ordering::Relaxed);
+/// glibc's list of open streams, whose lock its owner may take again. The functions have been public since glibc 2.2,
+/// for allocators.
+#[cfg(all(target_env = "gnu", not(miri)))]
+mod streams {
+    unsafe extern "C" {
+        #[link_name = "_IO_list_lock"]
+        pub(super) safe fn lock();
+        #[link_name = "_IO_list_unlock"]
+        pub(super) safe fn unlock();
+        #[link_name = "_IO_list_resetlock"]
+        pub(super) safe fn reset();
     }
 }
 
-fn streams(which: usize) {
-    let function = STREAMS[which].load(Ordering::Relaxed);
-    if !function.is_null() {
-        // SAFETY: the contract of `lock_streams_with`.
-        let function: extern "C" fn() = unsafe { core::mem::transmute(function) };
-        function();
-    }
+/// Other C libraries see to their streams themselves.
+#[cfg(not(all(target_env = "gnu", not(miri))))]
+mod streams {
+    pub(super) fn lock() {}
+    pub(super) fn unlock() {}
+    pub(super) fn reset() {}
 }
 
 /// The locks of the upper layers, in their order.
@@ -89,7 +83,7 @@ fn pools() -> [&'static Lock; 2] {
 }
 
 extern "C" fn before() {
-    streams(LOCK);
+    streams::lock();
     // Forks of several threads may be here at once; from the first lock on it is this one's number.
     front::lock().acquire();
     ARENAS.store(arena::usable(), Ordering::Relaxed);
@@ -118,7 +112,7 @@ extern "C" fn in_parent() {
         // SAFETY: as above. The order of release does not matter.
         unsafe { lock.release() };
     }
-    streams(UNLOCK);
+    streams::unlock();
 }
 
 extern "C" fn in_child() {
@@ -138,5 +132,5 @@ extern "C" fn in_child() {
         unsafe { lock.reset() };
     }
     // With several threads the C library has done that already; with one it locked nothing itself.
-    streams(RESET);
+    streams::reset();
 }
