@@ -20,9 +20,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${CARGO_TARGET_DIR:-target}/kernels
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-consoles=$out/consoles
 form=long
 list=false
 words=()
@@ -113,11 +110,10 @@ select_rows() {
     done
 }
 
+# Says what a step cost. On a machine with other work the time of processors tells more.
 phase() {
-    local name=$1 from=$SECONDS
-    shift
-    "$@"
-    printf 'kernels: %s: %d s\n' "$name" $((SECONDS - from)) >&2
+    local TIMEFORMAT="kernels: $1: %0R s, %0U s of processors"
+    time "${@:2}"
 }
 
 # The builds that the rows need, as ARCH-LIBC, in an order in which guests get something to do early.
@@ -149,11 +145,10 @@ build_all() {
 
 # Runs the rows of one machine, in one go.
 run_machine() {
-    local kernel=$1 arch=$2 cpus=$3 root=$4 console=$consoles/$1-$2-$3-$4.log rows from=$SECONDS limit=2400
+    local kernel=$1 arch=$2 cpus=$3 root=$4 console=$consoles/$1-$2-$3-$4.log rows amounts limit=2400
     rows=$(awk -v m="$*" '$1 " " $2 " " $3 " " $6 " " $7 == m { print $5 }' "$out/rows" | paste -sd, -)
     [ "$form" = long ] || limit=600
-    local amounts
-    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$arch" "$cpus")
+    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus")
     if [ "$kernel" = host ]; then
         # shellcheck disable=SC2086 # one word each
         env "${amounts[@]}" ci/kernels/run-rows.sh "$out/programs/$arch" ${rows//,/ } >"$console" 2>&1
@@ -161,7 +156,6 @@ run_machine() {
         ci/kernels/boot.sh "$arch" "$(cat "$out/image-$kernel-$arch")" "$out/$arch-$root.cpio" "$cpus" "$limit" \
             "ROWS=$rows" "${amounts[@]}" >"$console"
     fi
-    printf 'kernels: run %s %s with %s CPUs, %s: %d s\n' "$kernel" "$arch" "$cpus" "$rows" $((SECONDS - from)) >&2
 }
 
 # The place of the first machine that waits and has all it needs, nothing if there is none.
@@ -191,7 +185,7 @@ run_all() {
         ready=$(first_ready)
         if [ -n "$ready" ] && [ ${#running[@]} -lt $AT_ONCE ]; then
             # shellcheck disable=SC2086 # one word each
-            run_machine ${waiting[$ready]} &
+            phase "run ${waiting[$ready]% *}" run_machine ${waiting[$ready]} &
             unset "waiting[$ready]"
         elif [ -z "$ready" ] && [ ${#running[@]} -eq 0 ]; then
             break
@@ -202,16 +196,20 @@ run_all() {
     wait
 }
 
-all_rows >"$out/all-rows"
-select_rows <"$out/all-rows" >"$out/rows"
-if [ ! -s "$out/rows" ]; then
+selected=$(all_rows | select_rows)
+if [ -z "$selected" ]; then
     printf 'kernels: no row of this form has all of: %s\n' "${words[*]}" >&2
     exit 2
 fi
 if $list; then
-    cut -d' ' -f1-5 "$out/rows"
+    cut -d' ' -f1-5 <<<"$selected"
     exit 0
 fi
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+consoles=$out/consoles
+all_rows >"$out/all-rows"
+printf '%s\n' "$selected" >"$out/rows"
 mapfile -t needed < <(builds)
 phase 'install' ci/kernels/install.sh packages "${needed[@]}"
 phase 'build and run' run_all "${needed[@]}"

@@ -15,14 +15,22 @@ shift 5
 # architecture, and many for none.
 machine=(-smp "$cpus" -m 2G -accel "tcg,thread=multi")
 case $arch in
-x86_64) machine=(qemu-system-x86_64 "${machine[@]}" -cpu max) console=ttyS0 ;;
-# The architected algorithm of pointer authentication costs more than all the rest under emulation.
-aarch64) machine=(qemu-system-aarch64 -M "virt,gic-version=3" "${machine[@]}" -cpu "max,pauth-impdef=on") console=ttyAMA0 ;;
+x86_64)
+    machine=(qemu-system-x86_64 "${machine[@]}" -cpu max)
+    # On a busy machine the kernel would take the emulated clocks for broken and patch its code to do without them, which
+    # crashes it now and then under emulation.
+    options="console=ttyS0 tsc=reliable no_timer_check"
+    ;;
+aarch64)
+    # The architected algorithm of pointer authentication costs more than all the rest under emulation.
+    machine=(qemu-system-aarch64 -M "virt,gic-version=3" "${machine[@]}" -cpu "max,pauth-impdef=on")
+    options="console=ttyAMA0"
+    ;;
 esac
 # A crashed kernel restarts at once, which ends the guest. Its watchdogs know nothing of emulation and are off.
-line="console=$console quiet panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $*"
+line="$options quiet panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $*"
 timeout --foreground -k 5 "$limit" "${machine[@]}" -kernel "$image" -initrd "$initramfs" -append "$line" \
-    -no-reboot -nographic -net none -monitor none </dev/null 2>&1 | tr -d '\r'
+    -no-reboot -nographic -net none -monitor none </dev/null 2>&1 | sed -u 's/\r//g'
 status=${PIPESTATUS[0]}
 case $status in
 0) ;;
