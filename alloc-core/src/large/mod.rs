@@ -2,7 +2,7 @@
 //!
 //! A block is registered in the [`map`] by its first page only; the owner there is a [`Block`], a type-stable
 //! descriptor with address and length. Freed mappings wait a while in a small [`cache`], so that a program which
-//! allocates and frees the same large buffer makes no system calls and no page faults.
+//! allocates and frees large buffers makes few system calls and page faults.
 //!
 //! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find
 //! each other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in
@@ -16,7 +16,7 @@
 //! - Two heads are never in one page of the map: every mapping has at least its length.
 //! - A failed call changes nothing.
 //!
-//! What it does not do: mappings are not split or merged, nor named (two system calls more per block), and when the
+//! What it does not do: mappings are not named (two system calls more per block), and when the
 //! kernel refuses to unmap one (too many mappings), its memory goes back but its addresses are lost.
 
 mod cache;
@@ -152,10 +152,18 @@ impl LargeHeap {
 
     /// A mapping of `len` bytes, or a kept one of at most `most`; its length, and whether it is known to be zero.
     fn cached_or_fresh(&self, len: usize, most: usize, align: usize) -> Option<(NonNull<u8>, usize, bool)> {
-        if cache::fits(len)
-            && let Some((start, len)) = self.cache.lock().take(len, most, align)
-        {
+        let mut cache = self.cache.lock();
+        if let Some((start, len)) = cache.take(len, most, align) {
             return Some((start, len, false));
+        }
+        let shorter = if align <= mapping::page_size() { cache.take_shorter(len) } else { None };
+        drop(cache);
+        if let Some(shorter) = shorter {
+            // SAFETY: taken out of the cache, so it is ours alone.
+            if let Some(start) = unsafe { mapping::remap(shorter.start(), shorter.len(), len) } {
+                return Some((start, len, false));
+            }
+            self.keep(shorter);
         }
         if let Some(start) = mapping::map(len, align) {
             return Some((start, len, true));
