@@ -35,22 +35,14 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 2
 fi
 
-packages=()
-[ -n "${CRIU:-}" ] || command -v criu >/dev/null || packages+=(criu)
-command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
-command -v cpio >/dev/null || packages+=(cpio)
-command -v strip >/dev/null || packages+=(binutils)
-command -v xz >/dev/null || packages+=(xz-utils)
-# The one of the package busybox is not static.
-dpkg-query --show --showformat='${db:Status-Status}' busybox-static 2>/dev/null | grep -qx installed ||
-    packages+=(busybox-static)
-if [ ${#packages[@]} -gt 0 ] || [ -z "${KERNELS:-}" ]; then
-    apt-get update --quiet --quiet
-fi
-if [ ${#packages[@]} -gt 0 ]; then
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends \
-        "${packages[@]}" >/dev/null
-fi
+# shellcheck source-path=SCRIPTDIR
+. ci/debian.sh
+# The busybox of the package of that name is not static.
+packages=(qemu-system-x86 cpio binutils xz-utils busybox-static)
+[ -n "${CRIU:-}" ] || packages+=(criu)
+install_missing "${packages[@]}"
+# For the kernels.
+[ -n "${KERNELS:-}" ] || update_lists
 criu=$(command -v "${CRIU:-criu}")
 
 work=$(mktemp -d)

@@ -7,6 +7,8 @@
 # Installs mandoc and pkg-config by apt-get where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source-path=SCRIPTDIR
+. ci/debian.sh
 
 out=${CARGO_TARGET_DIR:-target}/packaging
 rm -rf "$out"
@@ -18,17 +20,6 @@ libdir=/usr/lib/here
 fail() {
     printf 'packaging: %s\n' "$*" >&2
     exit 1
-}
-
-install_tools() {
-    local missing=() pair as_root=()
-    for pair in mandoc:mandoc pkg-config:pkg-config cc:gcc c++:g++ xz:xz-utils; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 }
 
 # Runs a command where there is no network at all, if this user may make such a place.
@@ -98,7 +89,7 @@ mode_of() {
     LD_LIBRARY_PATH=$stage$libdir "$out/program" || fail "the program built with $* fails"
 }
 
-install_tools
+install_missing mandoc pkg-config gcc g++ xz-utils
 archive=$(ci/dist.sh)
 tar -xJf "$archive" -C "$out"
 version=$(basename "$archive" .tar.xz)
@@ -122,7 +113,9 @@ preloaded=$(LD_PRELOAD=$stage$libdir/librseqalloc.so.0 sh -c 'cat /proc/self/map
 grep -q "librseqalloc.so.$version" <<<"$preloaded" || fail 'it is not mapped under LD_PRELOAD'
 status=0
 PREFIX=relative alloc-c/install.sh 2>"$out/errors" || status=$?
-[ "$status" -eq 2 ] && grep -q 'PREFIX is to be an absolute path' "$out/errors" || fail 'a relative PREFIX was taken'
+if [ "$status" -ne 2 ] || ! grep -q 'PREFIX is to be an absolute path' "$out/errors"; then
+    fail 'a relative PREFIX was taken'
+fi
 installer --uninstall
 [ -z "$(installed)" ] || fail "left behind: $(installed)"
 printf 'packaging: %s builds offline, installs, links (%s) and uninstalls\n' "$(basename "$archive")" "$mode"

@@ -48,22 +48,15 @@ out=${CARGO_TARGET_DIR:-target}/programs
 mkdir -p "$out"
 out=$(realpath "$out")
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
+# shellcheck source-path=SCRIPTDIR
+. ci/debian.sh
 
 # Installs what the selected programs need. If that fails, the programs that are missing say so themselves.
 install() {
-    local name package missing=()
+    local name
     # The compilers build the witness and the C++ programs.
-    for package in gcc g++ $(for name in "${selected[@]}"; do ci/programs/compare.sh --packages "$name"; done | sort -u); do
-        dpkg-query --show --showformat='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    printf 'programs: installing %s\n' "${missing[*]}" >&2
-    as_root apt-get update -qq &&
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" \
-            </dev/null >/dev/null ||
+    # shellcheck disable=SC2046 # one word each
+    install_missing gcc g++ $(for name in "${selected[@]}"; do ci/programs/compare.sh --packages "$name"; done | sort -u) ||
         printf 'programs: installing failed\n' >&2
 }
 

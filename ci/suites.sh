@@ -89,20 +89,8 @@ library=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release/librseqalloc.so
 jobs=${SUITES_JOBS:-$(nproc)}
 [ -n "${SUITES_JOBS:-}" ] || [ "$jobs" -le 4 ] || jobs=4
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-install_missing() {
-    local pair missing=()
-    for pair in gcc:gcc g++:g++ ar:binutils xz:xz-utils; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
-    done
-    command -v cargo >/dev/null || die 'cargo is missing'
-    [ ${#missing[@]} -gt 0 ] || return 0
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-}
+# shellcheck source-path=SCRIPTDIR
+. ci/debian.sh
 
 # Runs a command with its output in a log, which is shown if it fails.
 logged() {
@@ -430,7 +418,8 @@ build_all() {
 
 wrong_lines=0
 rm -f "$out/totals"
-phase install install_missing
+command -v cargo >/dev/null || die 'cargo is missing'
+phase install install_missing gcc g++ binutils xz-utils
 phase fetch fetch_all
 for suite in "${suites[@]}"; do
     check_lines "$suite"

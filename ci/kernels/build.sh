@@ -38,7 +38,7 @@ make_libunwind() {
 # The host's glibc. The package hot-path has nothing to do with it, but with it and the features that alloc-c wants,
 # cargo arrives at the same features of what all depend on as "cargo test" does, and nothing is built twice.
 share_with_cargo_test() {
-    options+=(-p hot-path --features rseq-sys/weak-libc-symbols,alloc-core/weak-libc-symbols)
+    options+=(-p hot-path --features "rseq-sys/weak-libc-symbols alloc-core/weak-libc-symbols")
 }
 
 # The flag goes to the crates of this project alone, for which cargo wants to be told that unstable options are fine.

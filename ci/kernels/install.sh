@@ -11,14 +11,8 @@
 # where everything is there.
 set -euo pipefail
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-# Package lists are fetched only if something is missing.
-update() {
-    as_root apt-get update -qq
-}
+# shellcheck source=ci/debian.sh
+. "$(dirname "$0")/../debian.sh"
 
 debian_name() {
     case $1 in
@@ -28,7 +22,7 @@ debian_name() {
 }
 
 install_packages() {
-    local build package packages=(cpio) missing=()
+    local build packages=(cpio)
     for build; do
         case $build in
         x86_64-musl-static) packages+=(qemu-system-x86 musl-tools rust-web-src rustc-web libunwind-14-dev) ;;
@@ -43,12 +37,7 @@ install_packages() {
             ;;
         esac
     done
-    for package in "${packages[@]}"; do
-        dpkg-query --show --showformat='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    update
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    install_missing "${packages[@]}"
 }
 
 # Downloads a package into a folder and unpacks the files that match there, unless that was done before. What follows
@@ -72,38 +61,19 @@ current_kernel() {
     apt-cache depends --important "$1:$2" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -n 1
 }
 
-# Options that make apt look at Debian 13 and its backports only, by lists below OUT, fetched on first use from where
-# this machine gets its own packages.
+# Sets other_lists: Debian 13 and its backports, with lists below OUT.
 debian_13() {
-    local state=$1/debian-13 mirror
-    trixie=(-o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list"
-        -o Dir::Etc::sourceparts=/dev/null)
-    [ ! -e "$state/done" ] || return 0
-    mirror=$(debian_mirror)
-    if [ -z "$mirror" ]; then
-        update
-        mirror=$(debian_mirror)
-    fi
-    rm -rf "$state"
-    mkdir -p "$state"/{lists,cache/archives}/partial
-    printf 'deb [arch=amd64,arm64] %s %s main\n' "$mirror" trixie "$mirror" trixie-backports >"$state/sources.list"
-    apt-get "${trixie[@]}" -o APT::Sandbox::User="$(id -un)" update -qq
-    touch "$state/done"
-}
-
-# Where Debian's own packages come from; nothing before the first update.
-debian_mirror() {
-    # shellcheck disable=SC2016 # apt's variables
-    apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Created-By: Packages' | grep -v security | head -n 1
+    other_lists "$1/debian-13" "deb [arch=amd64,arm64] MIRROR trixie main" \
+        "deb [arch=amd64,arm64] MIRROR trixie-backports main"
 }
 
 # The newest kernel of a series in the backports of Debian 13. From 6.19 on the image is in a package "linux-binary".
 backported_kernel() {
-    apt-cache "${trixie[@]}" search -n "^linux-binary-$1\.[0-9]+\+deb13-cloud-$2\$" | sed 's/ .*//' | sort -V | tail -n 1
+    apt-cache "${other_lists[@]}" search -n "^linux-binary-$1\.[0-9]+\+deb13-cloud-$2\$" | sed 's/ .*//' | sort -V | tail -n 1
 }
 
 fetch_kernel() {
-    local series=$1 arch out=$3 meta='' package trixie=()
+    local series=$1 arch out=$3 meta='' package other_lists=()
     arch=$(debian_name "$2")
     case $series in
     6.1) meta=linux-image-cloud-$arch ;;
@@ -115,7 +85,7 @@ fetch_kernel() {
     else
         package=$(current_kernel "$meta" "$arch")
         if [ -z "$package" ]; then
-            update
+            update_lists
             package=$(current_kernel "$meta" "$arch")
         fi
     fi
@@ -123,7 +93,7 @@ fetch_kernel() {
         printf 'install.sh: there is no kernel %s for %s\n' "$series" "$arch" >&2
         exit 1
     fi
-    unpack "$package:$arch" "$out/kernel/$package" '*/vmlinuz*' "${trixie[@]}"
+    unpack "$package:$arch" "$out/kernel/$package" '*/vmlinuz*' "${other_lists[@]}"
     find "$out/kernel/$package" -type f -name 'vmlinuz*'
 }
 
@@ -135,10 +105,10 @@ fetch_busybox() {
 
 # The files of both packages in one folder, which is what a guest wants.
 fetch_libc() {
-    local arch=$1 out=$2 folder=$2/glibc-2.41-$1 trixie=()
+    local arch=$1 out=$2 folder=$2/glibc-2.41-$1 other_lists=()
     debian_13 "$out"
-    unpack "libc6:$(debian_name "$arch")" "$folder/libc6" '*-linux-gnu/*.so*' "${trixie[@]}"
-    unpack "libgcc-s1:$(debian_name "$arch")" "$folder/libgcc" '*-linux-gnu/*.so*' "${trixie[@]}"
+    unpack "libc6:$(debian_name "$arch")" "$folder/libc6" '*-linux-gnu/*.so*' "${other_lists[@]}"
+    unpack "libgcc-s1:$(debian_name "$arch")" "$folder/libgcc" '*-linux-gnu/*.so*' "${other_lists[@]}"
     mkdir -p "$folder/all"
     find "$folder"/lib* -name '*.so*' -path "*/lib/$arch-linux-gnu/*" -exec cp -L -t "$folder/all" {} +
     printf '%s\n' "$folder/all"

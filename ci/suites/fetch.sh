@@ -37,34 +37,16 @@ crate() {
     printf '%s\n' "$crates/$1"
 }
 
-# The machine's own mirror of Debian.
-mirror() {
-    local uri
-    uri=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-        sed -nE 's/^(deb |URIs:)( *\[[^]]*\])? *([^ ]*\/debian)\/?( .*)?$/\3/p' | head -n 1)
-    [ -n "$uri" ] || die 'no mirror of Debian in /etc/apt, and the suites of glibc and mimalloc come from one'
-    printf '%s\n' "$uri"
-}
-
 # fetch_debian RELEASE SOURCE VERSION PATH...: the upstream sources that RELEASE has of a package, of which these paths
-# are unpacked into target/suites/SOURCE. apt-get checks the signature of the release and the hashes. It has lists of its
-# own for that; the machine's are left alone.
+# are unpacked into target/suites/SOURCE. apt-get checks the signature of the release and the hashes.
 fetch_debian() {
-    local release=$1 source=$2 version=$3 uri state options archive
+    local release=$1 source=$2 version=$3 archive other_lists
     shift 3
     [ "$(cat "$out/$source.done" 2>/dev/null)" != "$release $version $*" ] || return 0
-    state=$out/apt-$release
-    uri=$(mirror)
-    mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
-    printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$release" \
-        >"$state/sources.list"
-    options=(-qq -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o Dir::State::Lists="$state/lists" -o Dir::Cache="$state/cache" -o APT::Sandbox::User="$(id -un)"
-        -o Acquire::Retries=3)
-    logged "$out/$source.log" apt-get "${options[@]}" update
+    other_lists "$out/debian-$release" "deb-src MIRROR $release main"
     rm -rf "${out:?}/$source" "$out/$source.archive"
     mkdir -p "$out/$source" "$out/$source.archive"
-    (cd "$out/$source.archive" && logged "$out/$source.log" apt-get "${options[@]}" source --download-only --tar-only "$source")
+    (cd "$out/$source.archive" && logged "$out/$source.log" apt-get -qq "${other_lists[@]}" source --download-only --tar-only "$source")
     archive=$(find "$out/$source.archive" -name "${source}_$version*.orig.tar.*" | head -n 1)
     [ -n "$archive" ] || die "$source of $release is not version $version: $(ls "$out/$source.archive")"
     logged "$out/$source.log" tar -xf "$archive" -C "$out/$source" --strip-components=1 \
