@@ -1,0 +1,14 @@
+//! Runs a loop or a workload on the allocator of this build.
+
+use std::process::ExitCode;
+
+use bench_child::{ALLOCATOR, Allocator, describe};
+use bench_workloads::child::{self, Extra};
+use bench_workloads::loops::Layouts;
+
+#[global_allocator]
+static GLOBAL: Allocator = ALLOCATOR;
+
+fn main() -> ExitCode {
+    child::main(Extra::None, Layouts::AtRunTime, describe)
+}

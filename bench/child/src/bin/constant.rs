@@ -1,0 +1,15 @@
+//! Runs a loop with constant layouts on the allocator of this build. In the profile `lto` an allocator in Rust is then
+//! part of the loop.
+
+use std::process::ExitCode;
+
+use bench_child::{ALLOCATOR, Allocator, describe};
+use bench_workloads::child::{self, Extra};
+use bench_workloads::loops::Layouts;
+
+#[global_allocator]
+static GLOBAL: Allocator = ALLOCATOR;
+
+fn main() -> ExitCode {
+    child::main(Extra::None, Layouts::Constant, describe)
+}

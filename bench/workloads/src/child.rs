@@ -1,0 +1,126 @@
+//! The `main` of the programs: runs one loop or workload and prints its outcome as a line of JSON.
+//!
+//!     PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor]
+//!     PROGRAM --describe
+//!     PROGRAM --list
+//!
+//! Whoever starts it chooses the allocator, by the program and its environment, and reads the line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::crew::Span;
+use crate::latency::Recording;
+use crate::loops::{Layouts, Loop};
+use crate::outcome::{Description, Outcome};
+use crate::subjects::{Fixed, Global};
+use crate::usage::{self, Usage};
+use crate::workloads::{self, Settings};
+use crate::live;
+
+/// What a program measures beside time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// Nothing.
+    None,
+    /// Its allocator is [`crate::latency::Timed`].
+    Latency,
+    /// Its allocator is [`live::Counted`].
+    Live,
+}
+
+/// The loops' frames differ by how they are built; see [`Layouts`].
+pub fn main(extra: Extra, layouts: Layouts, describe: fn() -> Description) -> ExitCode {
+    match run(extra, layouts, describe) {
+        Ok(line) => {
+            println!("{line}");
+            // Ends threads that still sleep with the process.
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Arguments {
+    name: String,
+    millis: u64,
+    divisor: usize,
+    texts: PathBuf,
+    floor: bool,
+}
+
+const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor], or --describe, or --list";
+
+fn arguments() -> Result<Arguments, String> {
+    let mut arguments =
+        Arguments { name: String::new(), millis: 300, divisor: 1, texts: PathBuf::new(), floor: false };
+    let mut given = std::env::args().skip(1);
+    while let Some(argument) = given.next() {
+        let mut value = || given.next().ok_or_else(|| format!("{argument} needs a value; {USAGE}"));
+        let number = |text: String| text.parse().ok().filter(|&number| number > 0).ok_or(format!("{text}? {USAGE}"));
+        match argument.as_str() {
+            "--millis" => arguments.millis = number(value()?)?,
+            "--divisor" => arguments.divisor = number(value()?)? as usize,
+            "--texts" => arguments.texts = value()?.into(),
+            "--floor" => arguments.floor = true,
+            _ if arguments.name.is_empty() => arguments.name = argument,
+            _ => return Err(USAGE.to_owned()),
+        }
+    }
+    if arguments.name.is_empty() { Err(USAGE.to_owned()) } else { Ok(arguments) }
+}
+
+fn run(extra: Extra, layouts: Layouts, describe: fn() -> Description) -> Result<String, String> {
+    let arguments = arguments()?;
+    let outcome = match arguments.name.as_str() {
+        "--describe" => return serde_json::to_string(&describe()).map_err(|error| error.to_string()),
+        "--list" => return Ok(names().join("\n")),
+        // The process itself: what all workloads hold before they begin.
+        "idle" => Outcome { operations: 1, nanoseconds: 1.0, ..Outcome::default() },
+        _ => measure(extra, layouts, &arguments)?,
+    };
+    let outcome = Outcome { peak_rss_kib: usage::peak_rss_kib().map_err(|error| error.to_string())?, ..outcome };
+    serde_json::to_string(&outcome).map_err(|error| error.to_string())
+}
+
+fn names() -> Vec<String> {
+    let loops = Loop::all().into_iter().map(|each| each.to_string());
+    loops.chain(workloads::all().into_iter().map(|workload| workload.name)).collect()
+}
+
+fn measure(extra: Extra, layouts: Layouts, arguments: &Arguments) -> Result<Outcome, String> {
+    let length = Duration::from_millis(arguments.millis);
+    let (before, begun) = (Usage::now(), Instant::now());
+    let recording = (extra == Extra::Latency).then(Recording::begin);
+    let mut outcome = if let Ok(each) = arguments.name.parse::<Loop>() {
+        let timed = if arguments.floor { each.on(Fixed, layouts) } else { each.on(Global, layouts) };
+        timed.sample(length)
+    } else {
+        let workload = workloads::find(&arguments.name).ok_or_else(|| format!("there is no {}", arguments.name))?;
+        let settings =
+            Settings { span: Span::new(length), divisor: arguments.divisor, texts: arguments.texts.clone() };
+        let report = workload.run(&settings, arguments.floor)?;
+        Outcome {
+            operations: report.pace.operations,
+            nanoseconds: report.pace.time.as_nanos() as f64,
+            rss_kib: report.rss_kib,
+            ..Outcome::default()
+        }
+    };
+    if let Some(recording) = recording {
+        let (malloc, free) = recording.end();
+        (outcome.malloc, outcome.free) = (Some(malloc), Some(free));
+    }
+    let usage = Usage::now().since(before);
+    outcome.whole_nanoseconds = begun.elapsed().as_nanos() as f64;
+    (outcome.faults, outcome.system_micros) = (usage.faults, usage.system_micros);
+    outcome.peak_live = (extra == Extra::Live).then(live::peak);
+    if outcome.operations == 0 {
+        return Err(format!("{} did nothing in {} ms", arguments.name, arguments.millis));
+    }
+    Ok(outcome)
+}
