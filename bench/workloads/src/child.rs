@@ -30,9 +30,24 @@ pub enum Extra {
     Live,
 }
 
-/// The loops' frames differ by how they are built; see [`Layouts`].
-pub fn main(extra: Extra, layouts: Layouts, describe: fn() -> Description) -> ExitCode {
-    match run(extra, layouts, describe) {
+/// Runs loops and workloads.
+pub fn main(extra: Extra, describe: fn() -> Description) -> ExitCode {
+    end(run(describe, names, |arguments| match arguments.name.parse() {
+        Ok(each) => Ok(a_loop(each, Layouts::AtRunTime, arguments)),
+        Err(()) => workload(extra, arguments),
+    }))
+}
+
+/// Runs loops with constant layouts, and has nothing else in it that link-time optimisation would take long for.
+pub fn main_of_loops(describe: fn() -> Description) -> ExitCode {
+    end(run(describe, names_of_loops, |arguments| match arguments.name.parse() {
+        Ok(each) => Ok(a_loop(each, Layouts::Constant, arguments)),
+        Err(()) => Err(format!("there is no {}", arguments.name)),
+    }))
+}
+
+fn end(line: Result<String, String>) -> ExitCode {
+    match line {
         Ok(line) => {
             println!("{line}");
             // Ends threads that still sleep with the process.
@@ -74,53 +89,62 @@ fn arguments() -> Result<Arguments, String> {
     if arguments.name.is_empty() { Err(USAGE.to_owned()) } else { Ok(arguments) }
 }
 
-fn run(extra: Extra, layouts: Layouts, describe: fn() -> Description) -> Result<String, String> {
+fn run(
+    describe: fn() -> Description,
+    names: fn() -> Vec<String>,
+    measure: impl Fn(&Arguments) -> Result<Outcome, String>,
+) -> Result<String, String> {
     let arguments = arguments()?;
     let outcome = match arguments.name.as_str() {
         "--describe" => return serde_json::to_string(&describe()).map_err(|error| error.to_string()),
         "--list" => return Ok(names().join("\n")),
         // The process itself: what all workloads hold before they begin.
         "idle" => Outcome { operations: 1, nanoseconds: 1.0, ..Outcome::default() },
-        _ => measure(extra, layouts, &arguments)?,
+        _ => {
+            let (before, begun) = (Usage::now(), Instant::now());
+            let outcome = measure(&arguments)?;
+            let usage = Usage::now().since(before);
+            let (faults, system_micros) = (usage.faults, usage.system_micros);
+            Outcome { faults, system_micros, whole_nanoseconds: begun.elapsed().as_nanos() as f64, ..outcome }
+        }
     };
+    if outcome.operations == 0 {
+        return Err(format!("{} did nothing in {} ms", arguments.name, arguments.millis));
+    }
     let outcome = Outcome { peak_rss_kib: usage::peak_rss_kib().map_err(|error| error.to_string())?, ..outcome };
     serde_json::to_string(&outcome).map_err(|error| error.to_string())
 }
 
-fn names() -> Vec<String> {
-    let loops = Loop::all().into_iter().map(|each| each.to_string());
-    loops.chain(workloads::all().into_iter().map(|workload| workload.name)).collect()
+fn names_of_loops() -> Vec<String> {
+    Loop::all().into_iter().map(|each| each.to_string()).collect()
 }
 
-fn measure(extra: Extra, layouts: Layouts, arguments: &Arguments) -> Result<Outcome, String> {
-    let length = Duration::from_millis(arguments.millis);
-    let (before, begun) = (Usage::now(), Instant::now());
-    let recording = (extra == Extra::Latency).then(Recording::begin);
-    let mut outcome = if let Ok(each) = arguments.name.parse::<Loop>() {
-        let timed = if arguments.floor { each.on(Fixed, layouts) } else { each.on(Global, layouts) };
-        timed.sample(length)
-    } else {
-        let workload = workloads::find(&arguments.name).ok_or_else(|| format!("there is no {}", arguments.name))?;
-        let settings =
-            Settings { span: Span::new(length), divisor: arguments.divisor, texts: arguments.texts.clone() };
-        let report = workload.run(&settings, arguments.floor)?;
-        Outcome {
-            operations: report.pace.operations,
-            nanoseconds: report.pace.time.as_nanos() as f64,
-            rss_kib: report.rss_kib,
-            ..Outcome::default()
-        }
+fn names() -> Vec<String> {
+    names_of_loops().into_iter().chain(workloads::all().into_iter().map(|workload| workload.name)).collect()
+}
+
+fn a_loop(each: Loop, layouts: Layouts, arguments: &Arguments) -> Outcome {
+    let timed = if arguments.floor { each.on(Fixed, layouts) } else { each.on(Global, layouts) };
+    timed.sample(Duration::from_millis(arguments.millis))
+}
+
+fn workload(extra: Extra, arguments: &Arguments) -> Result<Outcome, String> {
+    let workload = workloads::find(&arguments.name).ok_or_else(|| format!("there is no {}", arguments.name))?;
+    let settings = Settings {
+        span: Span::new(Duration::from_millis(arguments.millis)),
+        divisor: arguments.divisor,
+        texts: arguments.texts.clone(),
     };
-    if let Some(recording) = recording {
-        let (malloc, free) = recording.end();
-        (outcome.malloc, outcome.free) = (Some(malloc), Some(free));
-    }
-    let usage = Usage::now().since(before);
-    outcome.whole_nanoseconds = begun.elapsed().as_nanos() as f64;
-    (outcome.faults, outcome.system_micros) = (usage.faults, usage.system_micros);
-    outcome.peak_live = (extra == Extra::Live).then(live::peak);
-    if outcome.operations == 0 {
-        return Err(format!("{} did nothing in {} ms", arguments.name, arguments.millis));
-    }
-    Ok(outcome)
+    let recording = (extra == Extra::Latency).then(Recording::begin);
+    let report = workload.run(&settings, arguments.floor)?;
+    let (malloc, free) = recording.map(Recording::end).unzip();
+    Ok(Outcome {
+        operations: report.pace.operations,
+        nanoseconds: report.pace.time.as_nanos() as f64,
+        rss_kib: report.rss_kib,
+        peak_live: (extra == Extra::Live).then(live::peak),
+        malloc,
+        free,
+        ..Outcome::default()
+    })
 }

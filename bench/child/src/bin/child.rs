@@ -4,11 +4,10 @@ use std::process::ExitCode;
 
 use bench_child::{ALLOCATOR, Allocator, describe};
 use bench_workloads::child::{self, Extra};
-use bench_workloads::loops::Layouts;
 
 #[global_allocator]
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() -> ExitCode {
-    child::main(Extra::None, Layouts::AtRunTime, describe)
+    child::main(Extra::None, describe)
 }

@@ -4,12 +4,11 @@
 use std::process::ExitCode;
 
 use bench_child::{ALLOCATOR, Allocator, describe};
-use bench_workloads::child::{self, Extra};
-use bench_workloads::loops::Layouts;
+use bench_workloads::child;
 
 #[global_allocator]
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() -> ExitCode {
-    child::main(Extra::None, Layouts::Constant, describe)
+    child::main_of_loops(describe)
 }

@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use bench_child::{ALLOCATOR, Allocator, describe};
 use bench_workloads::child::{self, Extra};
 use bench_workloads::latency::Timed;
-use bench_workloads::loops::Layouts;
 
 #[global_allocator]
 static GLOBAL: Timed<Allocator> = Timed(ALLOCATOR);
 
 fn main() -> ExitCode {
-    child::main(Extra::Latency, Layouts::AtRunTime, describe)
+    child::main(Extra::Latency, describe)
 }

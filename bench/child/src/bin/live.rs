@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use bench_child::{ALLOCATOR, Allocator, describe};
 use bench_workloads::child::{self, Extra};
 use bench_workloads::live::Counted;
-use bench_workloads::loops::Layouts;
 
 #[global_allocator]
 static GLOBAL: Counted<Allocator> = Counted(ALLOCATOR);
 
 fn main() -> ExitCode {
-    child::main(Extra::Live, Layouts::AtRunTime, describe)
+    child::main(Extra::Live, describe)
 }
