@@ -260,7 +260,7 @@ mod tests {
         let results = with_times("churn", &[("rseq", &[1.0, f64::NAN]), ("a", &[2.0, 2.0])]);
         assert_eq!(compare(&results, Figure::Time, &one("churn"), "rseq", &["a"]), None);
         let bars = all(&results, &contenders::all());
-        // Its own bar and the mean of all workloads' memory, of which nothing was measured.
+        // Its own bar and the mean of all workloads' memory.
         assert!(bars.len() == 2 && !bars.iter().any(Bar::holds), "{bars:?}");
         let results = with_times("churn", &[("rseq", &[1.0]), ("a", &[f64::NAN]), ("b", &[4.0])]);
         assert_eq!(compare(&results, Figure::Time, &one("churn"), "rseq", &["a", "b"]).unwrap().peer, "b");
@@ -283,6 +283,8 @@ mod tests {
         for measure in crate::plan::all(&[""]) {
             results.outcomes.extend(with_times(&measure.key(), &times).outcomes);
         }
+        results.idle_rss_kib = vec![2048.0];
+        results.live = [("server".to_owned(), 2 << 20)].into();
         let mode = Some("mm_cid, registered by libc".to_owned());
         results.contenders =
             vec![(OURS.to_owned(), bench_workloads::outcome::Description { mode, ..Default::default() })];

@@ -88,7 +88,13 @@ pub(crate) mod tests {
 
     /// Results with a round for each time given, in nanoseconds for an operation.
     pub(crate) fn with_times(measure: &str, times: &[(&str, &[f64])]) -> Results {
-        let outcome = |time: f64| Outcome { operations: 10, nanoseconds: time * 10.0, ..Outcome::default() };
+        let outcome = |time: f64| Outcome {
+            operations: 10,
+            nanoseconds: time * 10.0,
+            peak_rss_kib: 4096,
+            rss_kib: Some(4096),
+            ..Outcome::default()
+        };
         let row = times.iter().map(|(contender, times)| {
             ((*contender).to_owned(), times.iter().map(|&time| (!time.is_nan()).then(|| outcome(time))).collect())
         });
@@ -109,11 +115,6 @@ pub(crate) mod tests {
         results.idle_rss_kib = vec![2048.0];
         assert_eq!(results.memory("server", "a"), None);
         results.live = [("server".to_owned(), 1 << 20)].into();
-        for row in results.outcomes.values_mut() {
-            for outcome in row.values_mut().flatten().flatten() {
-                outcome.peak_rss_kib = 4096;
-            }
-        }
         assert_eq!(results.memory("server", "a"), Some(vec![2.0]));
     }
 }

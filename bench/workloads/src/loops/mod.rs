@@ -147,7 +147,7 @@ impl Timed {
             let elapsed = (self.run)(count).min((self.run)(count));
             if elapsed * 8 >= target {
                 let ratio = target.as_secs_f64() / elapsed.as_secs_f64();
-                return ((count as f64 * ratio) as u64).max(1);
+                return ((count as f64 * ratio).round() as u64).max(1);
             }
             count *= 2;
         }
