@@ -76,15 +76,15 @@ pub(crate) fn compare(
         return None;
     }
     let with = |peer: &str| {
-        let pairs: Vec<_> = own
-            .iter()
-            .filter_map(|(measure, own)| Some((own, values(results, figure, measure, peer)?)))
-            .collect();
+        let pairs: Vec<_> =
+            own.iter().filter_map(|(measure, own)| Some((own, values(results, figure, measure, peer)?))).collect();
         let ratios: Vec<f64> = pairs.iter().map(|(own, other)| median(own) / median(other)).collect();
         let ratio = geometric_mean(&ratios);
         let rounds = pairs.iter().map(|(own, other)| own.len().min(other.len())).min()?;
         let of_rounds: Vec<f64> = (0..rounds)
-            .map(|round| geometric_mean(&pairs.iter().map(|(own, other)| own[round] / other[round]).collect::<Vec<_>>()))
+            .map(|round| {
+                geometric_mean(&pairs.iter().map(|(own, other)| own[round] / other[round]).collect::<Vec<_>>())
+            })
             .collect();
         Some(Comparison { ratio, rounds: range(&of_rounds), peer: peer.to_owned() })
     };

@@ -58,9 +58,10 @@ impl Library {
         // Debian's folder for libraries is named after the machine.
         let folders = [format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH), "/usr/lib".to_owned()];
         let paths = folders.iter().map(|folder| PathBuf::from(folder).join(file));
-        paths.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-            format!("{file} is not there; ci/install-peers.sh installs it (Debian's package {package})")
-        })
+        paths
+            .into_iter()
+            .find(|path| path.is_file())
+            .ok_or_else(|| format!("{file} is not there; ci/install-peers.sh installs it (Debian's package {package})"))
     }
 }
 
@@ -144,7 +145,11 @@ pub(crate) fn all() -> Vec<Contender> {
             Library::Debian { package: "libtcmalloc-minimal4", file: "libtcmalloc_minimal.so.4" },
             "gperftools",
         ),
-        preloaded("mimalloc-deb", Library::Debian { package: "libmimalloc2.0", file: "libmimalloc.so.2.0" }, "mimalloc 2"),
+        preloaded(
+            "mimalloc-deb",
+            Library::Debian { package: "libmimalloc2.0", file: "libmimalloc.so.2.0" },
+            "mimalloc 2",
+        ),
         forced(OURS_CPU_ID, "index=cpu_id", "cpu_id"),
         forced(OURS_ARENAS, "index=arenas", "arenas"),
     ]
@@ -173,10 +178,7 @@ mod tests {
             let peers: Vec<String> = peers.iter().map(|name| (*name).to_owned()).collect();
             selected(Some(&peers)).map(|all| all.iter().map(|each| each.name).collect::<Vec<_>>())
         };
-        assert_eq!(
-            names(&["snmalloc"]).unwrap(),
-            [OURS, "snmalloc", GLIBC, OURS_PRELOADED, OURS_CPU_ID, OURS_ARENAS]
-        );
+        assert_eq!(names(&["snmalloc"]).unwrap(), [OURS, "snmalloc", GLIBC, OURS_PRELOADED, OURS_CPU_ID, OURS_ARENAS]);
         assert!(names(&["rseq"]).is_err() && names(&["snmaloc"]).unwrap_err().contains("snmalloc"));
         assert!(QUICK_PEERS.iter().all(|quick| all().iter().any(|each| each.name == *quick)));
     }

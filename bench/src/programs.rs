@@ -29,6 +29,10 @@ pub(crate) enum Program {
     StaticHello,
 }
 
+/// Turns the release profile into that of link-time optimisation. A profile of its own would have a folder of its own,
+/// and all C and C++ sources would be compiled a second time, to the same.
+const FAT_LTO: [(&str, &str); 2] = [("CARGO_PROFILE_RELEASE_LTO", "fat"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")];
+
 /// The folder of a build: the feature's name, or this.
 const SYSTEM: &str = "system";
 
@@ -85,7 +89,7 @@ impl Programs {
         }
         if contenders.iter().any(|each| each.group == Group::Preloaded && each.is_ours()) {
             progress.line("building librseqalloc.so");
-            if let Err(error) = self.cargo(&["build", "--release", "-p", "alloc-c"], &[]) {
+            if let Err(error) = self.cargo(&["build", "--release", "-p", "alloc-c"], &[], &[]) {
                 failed.insert("librseqalloc", error);
             }
         }
@@ -111,16 +115,16 @@ impl Programs {
             }
         }
         progress.line(&format!("building for {build}"));
-        self.build_programs("release", &release, &features, &folder)?;
+        self.build_programs(&release, &features, &folder, &[])?;
         if wanted.constant {
             progress.line(&format!("building for {build}, with LTO"));
-            self.build_programs("lto", &[Program::Constant], &features, &folder)?;
+            self.build_programs(&[Program::Constant], &features, &folder, &FAT_LTO)?;
         }
         if wanted.workloads {
             progress.line(&format!("building for {build}, static"));
-            let mut arguments = vec!["rustc", "--profile", "release", "-p", "bench-child", "--bin", "hello"];
+            let mut arguments = vec!["rustc", "--release", "-p", "bench-child", "--bin", "hello"];
             arguments.extend(&features);
-            self.cargo(&arguments, &["-C", "target-feature=+crt-static"])?;
+            self.cargo(&arguments, &[], &["-C", "target-feature=+crt-static"])?;
             copy(&self.target.join("release/hello"), &folder.join(Program::StaticHello.file()))?;
         }
         Ok(())
@@ -128,26 +132,25 @@ impl Programs {
 
     fn build_programs(
         &self,
-        profile: &str,
         programs: &[Program],
         features: &[&str],
         folder: &Path,
+        environment: &[(&str, &str)],
     ) -> Result<(), String> {
-        let mut arguments = vec!["build", "--profile", profile, "-p", "bench-child"];
+        let mut arguments = vec!["build", "--release", "-p", "bench-child"];
         arguments.extend(features);
         arguments.extend(programs.iter().flat_map(|program| ["--bin", program.file()]));
-        self.cargo(&arguments, &[])?;
-        programs
-            .iter()
-            .try_for_each(|program| copy(&self.target.join(profile).join(program.file()), &folder.join(program.file())))
+        self.cargo(&arguments, environment, &[])?;
+        let built = self.target.join("release");
+        programs.iter().try_for_each(|program| copy(&built.join(program.file()), &folder.join(program.file())))
     }
 
     /// Runs cargo as whoever started this program did, with the versions that Cargo.lock has.
-    fn cargo(&self, arguments: &[&str], last: &[&str]) -> Result<(), String> {
+    fn cargo(&self, arguments: &[&str], environment: &[(&str, &str)], last: &[&str]) -> Result<(), String> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(&cargo);
         command.args(arguments).args(["--locked", "--quiet", "--target-dir"]).arg(&self.target);
-        command.arg("--manifest-path").arg(manifest());
+        command.arg("--manifest-path").arg(manifest()).envs(environment.iter().copied());
         if !last.is_empty() {
             command.arg("--").args(last);
         }

@@ -46,6 +46,9 @@ pub(crate) struct Runner<'a> {
     pub(crate) progress: &'a Progress,
 }
 
+/// Something of a contender.
+type Named<T> = (String, T);
+
 /// What a process printed.
 struct Printed {
     text: String,
@@ -54,7 +57,7 @@ struct Printed {
 
 impl Runner<'_> {
     /// Asks each contender what it is, and leaves out those that are not what they should be.
-    pub(crate) fn describe(&self, contenders: &mut Vec<Contender>) -> (Vec<(String, Description)>, Vec<(String, String)>) {
+    pub(crate) fn describe(&self, contenders: &mut Vec<Contender>) -> (Vec<Named<Description>>, Vec<Named<String>>) {
         let (mut descriptions, mut missing) = (Vec::new(), Vec::new());
         contenders.retain(|contender| {
             let found = self.start(contender, Program::Child, &["--describe".to_owned()]).and_then(|printed| {

@@ -1,34 +1,29 @@
-//! The tables on the terminal.
+//! The tables, and how they look on the terminal.
 
 use std::fmt::Write as _;
 
-use bench_workloads::outcome::{Latency, Outcome};
+use bench_workloads::outcome::{Description, Latency, Outcome};
 
 use crate::bars::{Bar, Figure, compare, ours_in, peers, values};
 use crate::contenders::{Contender, Group};
 use crate::plan::{Kind, Measure};
-use crate::results::{FLOOR, Results};
+use crate::results::{FLOOR, Problem, Results};
 use crate::statistics::{median, range};
 
-const FIRST: usize = 34;
-const WIDTH: usize = 16;
+/// Figures with a name for each row and column; printed on the terminal and on the page.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<(String, Vec<String>)>,
+}
 
 /// Everything: who took part, the figures by group, what went wrong, the bars.
 pub(crate) fn all(results: &Results, contenders: &[Contender], measures: &[Measure], bars: Option<&[Bar]>) -> String {
     let mut text = String::new();
-    header(&mut text, results);
-    for (group, title) in [
-        (Group::Crates, "compiled in"),
-        (Group::Preloaded, "preloaded, and the C library's own"),
-        (Group::Forced, "this allocator, told what to index its caches by"),
-    ] {
-        let columns = columns(contenders, group);
-        if columns.len() > 1 {
-            times(&mut text, results, contenders, group, &columns, title, measures);
-            memory(&mut text, results, group, &columns, title, measures);
-            latencies(&mut text, results, &columns, title, measures);
-            kernel(&mut text, results, &columns, title, measures);
-        }
+    _ = writeln!(text, "{}\n{}", circumstances(results), participants(results).trim_end());
+    for table in tables(results, contenders, measures) {
+        table.print(&mut text);
     }
     problems(&mut text, results);
     if let Some(bars) = bars {
@@ -36,6 +31,30 @@ pub(crate) fn all(results: &Results, contenders: &[Contender], measures: &[Measu
     }
     text
 }
+
+/// The figures, group by group.
+pub(crate) fn tables(results: &Results, contenders: &[Contender], measures: &[Measure]) -> Vec<Table> {
+    let mut tables = Vec::new();
+    for (group, name) in GROUPS {
+        let of = Of { results, group, name, columns: columns(contenders, group) };
+        if of.columns.len() > 1 {
+            tables.push(of.times(&peers(contenders, group), measures));
+            tables.push(of.memory(measures));
+            tables.push(of.latencies("malloc", malloc, measures));
+            tables.push(of.latencies("free", free, measures));
+            tables.push(of.kernel(measures));
+        }
+    }
+    tables.retain(|table| !table.rows.is_empty());
+    tables
+}
+
+/// The groups, and what the tables call them.
+pub(crate) const GROUPS: [(Group, &str); 3] = [
+    (Group::Crates, "compiled in"),
+    (Group::Preloaded, "preloaded, and the C library's own"),
+    (Group::Forced, "this allocator, told what to index its caches by"),
+];
 
 /// The contenders of a group's tables: its own, and who they are compared with.
 pub(crate) fn columns(contenders: &[Contender], group: Group) -> Vec<&'static str> {
@@ -47,158 +66,176 @@ pub(crate) fn columns(contenders: &[Contender], group: Group) -> Vec<&'static st
     contenders.iter().filter(is_in).map(|each| each.name).collect()
 }
 
-fn header(text: &mut String, results: &Results) {
+/// What all tables of a group have in common.
+struct Of<'a> {
+    results: &'a Results,
+    group: Group,
+    name: &'static str,
+    columns: Vec<&'static str>,
+}
+
+impl Of<'_> {
+    fn table(&self, title: &str, last: &[&str]) -> Table {
+        let columns = self.columns.iter().chain(last).map(|&column| column.to_owned()).collect();
+        Table { title: format!("{}: {title}", self.name), columns, rows: Vec::new() }
+    }
+
+    fn cells(&self, cell: impl Fn(&str) -> Option<String>) -> Vec<String> {
+        self.columns.iter().map(|name| cell(name).unwrap_or_default()).collect()
+    }
+
+    fn times(&self, peers: &[&str], measures: &[Measure]) -> Table {
+        let mut table = self.table("time of an operation, above the floor where there is one", &["ours/best", "floor"]);
+        for measure in measures.iter().filter(|measure| measure.kind != Kind::Latency) {
+            let key = measure.key();
+            let row = self.results.outcomes.get(&key);
+            let own: Vec<_> =
+                self.columns.iter().filter(|name| row.is_some_and(|row| row.contains_key(**name))).collect();
+            if own.len() < 2 {
+                continue;
+            }
+            let mut cells = self.cells(|name| match values(self.results, Figure::Time, &key, name) {
+                Some(values) => Some(with_spread(&values, time)),
+                None => self.results.failed(&key, name).then(|| "fails".to_owned()),
+            });
+            let ratio = match self.group {
+                Group::Forced => None,
+                _ => compare(self.results, Figure::Time, std::slice::from_ref(&key), ours_in(self.group), peers),
+            };
+            cells.push(ratio.map_or_else(String::new, |found| format!("{:.2}", found.ratio)));
+            let floor = self.results.median(&key, FLOOR, Outcome::per_operation);
+            cells.push(floor.map_or_else(String::new, time));
+            table.rows.push((format!("{key} ({})", measure.operation), cells));
+        }
+        table
+    }
+
+    fn memory(&self, measures: &[Measure]) -> Table {
+        let mut table = self.table("peak RSS, less that of an idle process, over peak live bytes", &["live"]);
+        for measure in measures.iter().filter(|measure| measure.kind == Kind::Workload) {
+            let memory = |name: &str| self.results.memory(&measure.name, name);
+            if self.columns.iter().any(|name| memory(name).is_some()) {
+                let mut cells = self.cells(|name| memory(name).map(|values| format!("{:.2}", median(&values))));
+                cells.extend(self.results.live.get(&measure.name).map(|live| mib(*live as f64 / 1024.0)));
+                table.rows.push((measure.name.clone(), cells));
+            }
+        }
+        if measures.iter().any(|measure| measure.name == "parked") {
+            let parked = |name: &str| values(self.results, Figure::Resident, "parked", name);
+            let cells = self.cells(|name| parked(name).map(|values| mib(median(&values))));
+            table.rows.push(("parked: RSS above the floor".to_owned(), cells));
+        }
+        if measures.iter().any(|measure| measure.kind == Kind::Hello) && self.group != Group::Forced {
+            let peak = |name: &str| self.results.median("hello", name, |outcome| outcome.peak_rss_kib as f64);
+            table.rows.push(("hello: peak RSS".to_owned(), self.cells(|name| peak(name).map(mib))));
+        }
+        table
+    }
+
+    fn latencies(&self, call: &str, get: fn(&Outcome) -> Latency, measures: &[Measure]) -> Table {
+        let mut table = self.table(&format!("ns of a call of {call}: P50/P99/P99.9/max"), &[]);
+        for measure in measures.iter().filter(|measure| measure.kind == Kind::Latency) {
+            let cells = self.cells(|name| {
+                let at = |value: fn(Latency) -> f64| {
+                    self.results.median(&measure.key(), name, |outcome| value(get(outcome))).map(short)
+                };
+                Some([at(|l| l.p50)?, at(|l| l.p99)?, at(|l| l.p999)?, at(|l| l.max)?].join("/"))
+            });
+            table.rows.push((measure.name.clone(), cells));
+        }
+        table
+    }
+
+    fn kernel(&self, measures: &[Measure]) -> Table {
+        let mut table = self.table("page faults for 1000 operations, and time in the kernel for one", &[]);
+        for measure in measures.iter().filter(|measure| measure.kind == Kind::Workload) {
+            let cells = self.cells(|name| {
+                let faults = self.results.median(&measure.name, name, Outcome::faults_per_thousand)?;
+                let system = self.results.median(&measure.name, name, Outcome::system_per_operation)?;
+                Some(format!("{} {}", short(faults), time(system)))
+            });
+            table.rows.push((measure.name.clone(), cells));
+        }
+        table
+    }
+}
+
+impl Table {
+    /// In columns as wide as what stands in them.
+    fn print(&self, text: &mut String) {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|(_, cells)| cells.get(column));
+            cells.chain(self.columns.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let first = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        let mut line = |name: &str, cells: &[String]| {
+            let mut line = format!("{name:<first$}");
+            for (cell, width) in cells.iter().zip(&widths) {
+                _ = write!(line, "  {cell:>width$}");
+            }
+            _ = writeln!(text, "{}", line.trim_end());
+        };
+        line("", &[]);
+        line(&self.title, &[]);
+        line("", &self.columns);
+        for (name, cells) in &self.rows {
+            line(name, cells);
+        }
+    }
+}
+
+/// What a contender says about itself, in a line.
+pub(crate) fn described(found: &Description) -> String {
+    let mode = found.mode.as_ref().map_or_else(String::new, |mode| format!("; {mode}"));
+    format!("{} {}{mode}", found.name, found.version)
+}
+
+/// Where it ran, and how often, in a line.
+pub(crate) fn circumstances(results: &Results) -> String {
     let machine = &results.machine;
-    _ = writeln!(
-        text,
+    format!(
         "{}, {} CPUs, Linux {}, load {} before the run; {} rounds",
         machine.processor, machine.cpus, machine.kernel, machine.load, results.rounds
-    );
+    )
+}
+
+/// Who takes part and who does not.
+pub(crate) fn participants(results: &Results) -> String {
+    let mut text = String::new();
     for (name, found) in &results.contenders {
-        let mode = found.mode.as_ref().map_or_else(String::new, |mode| format!("; {mode}"));
-        _ = writeln!(text, "  {name:<16} {} {}{mode}", found.name, found.version);
+        _ = writeln!(text, "  {name:<16} {}", described(found));
     }
-}
-
-fn row(text: &mut String, first: &str, cells: impl IntoIterator<Item = String>) {
-    _ = write!(text, "{first:<FIRST$}");
-    for cell in cells {
-        _ = write!(text, " {cell:>WIDTH$}");
+    for problem in results.problems.iter().filter(|problem| problem.measure.is_none()) {
+        _ = writeln!(text, "  {}", named(problem));
     }
-    let length = text.trim_end().len();
-    text.truncate(length);
-    text.push('\n');
-}
-
-fn title(text: &mut String, of: &str, title: &str, columns: &[&str], last: Option<&str>) {
-    _ = writeln!(text, "\n{of}, {title}");
-    row(text, "", columns.iter().copied().chain(last).map(str::to_owned));
-}
-
-fn times(
-    text: &mut String,
-    results: &Results,
-    contenders: &[Contender],
-    group: Group,
-    columns: &[&'static str],
-    of: &str,
-    measures: &[Measure],
-) {
-    title(text, of, "time of an operation, above the floor where there is one", columns, Some("ours/best"));
-    let peers = peers(contenders, group);
-    for measure in measures.iter().filter(|measure| measure.kind != Kind::Latency) {
-        let key = measure.key();
-        if !columns.iter().any(|name| results.outcomes.get(&key).is_some_and(|row| row.contains_key(*name))) {
-            continue;
-        }
-        let mut cells: Vec<String> = columns
-            .iter()
-            .map(|name| match values(results, Figure::Time, &key, name) {
-                Some(values) => with_spread(&values, time),
-                None if results.failed(&key, name) => "fails".to_owned(),
-                None => String::new(),
-            })
-            .collect();
-        let ratio = match group {
-            Group::Forced => None,
-            _ => compare(results, Figure::Time, std::slice::from_ref(&key), ours_in(group), &peers),
-        };
-        cells.push(ratio.map_or_else(String::new, |found| format!("{:.2}", found.ratio)));
-        if let Some(floor) = results.median(&key, FLOOR, Outcome::per_operation) {
-            cells.push(format!("floor {}", time(floor)));
-        }
-        row(text, &key, cells);
-    }
-}
-
-fn memory(
-    text: &mut String,
-    results: &Results,
-    group: Group,
-    columns: &[&'static str],
-    of: &str,
-    measures: &[Measure],
-) {
-    let mut rows = String::new();
-    for measure in measures.iter().filter(|measure| measure.kind == Kind::Workload) {
-        let cells: Vec<Option<Vec<f64>>> = columns.iter().map(|name| results.memory(&measure.name, name)).collect();
-        if cells.iter().any(Option::is_some) {
-            let cell = |values: Option<Vec<f64>>| values.map_or_else(String::new, |values| format!("{:.2}", median(&values)));
-            let live = results.live.get(&measure.name).map(|live| format!("live {} MiB", live >> 20));
-            row(&mut rows, &measure.name, cells.into_iter().map(cell).chain(live));
-        }
-    }
-    if measures.iter().any(|measure| measure.name == "parked") {
-        let cell = |name: &&str| match values(results, Figure::Resident, "parked", name) {
-            Some(values) => format!("{:.1} MiB", median(&values) / 1024.0),
-            None => String::new(),
-        };
-        row(&mut rows, "parked, RSS above the floor", columns.iter().map(cell));
-    }
-    if measures.iter().any(|measure| measure.kind == Kind::Hello) && group != Group::Forced {
-        let peak = |name: &&str| results.median("hello", name, |outcome| outcome.peak_rss_kib as f64 / 1024.0);
-        let cell = |name: &&str| peak(name).map_or_else(String::new, |mib| format!("{mib:.1} MiB"));
-        row(&mut rows, "hello, peak RSS", columns.iter().map(cell));
-    }
-    if !rows.is_empty() {
-        title(text, of, "peak RSS, less that of an idle process, over peak live bytes", columns, None);
-        text.push_str(&rows);
-    }
-}
-
-fn latencies(text: &mut String, results: &Results, columns: &[&'static str], of: &str, measures: &[Measure]) {
-    let measures: Vec<&Measure> = measures.iter().filter(|measure| measure.kind == Kind::Latency).collect();
-    for (call, get) in [("malloc", malloc as fn(&Outcome) -> Latency), ("free", free)] {
-        if measures.is_empty() {
-            continue;
-        }
-        title(text, of, &format!("ns of a call of {call}: P50 / P99 / P99.9 / max"), columns, None);
-        for measure in &measures {
-            let cell = |name: &&str| {
-                let at = |value: fn(Latency) -> f64| results.median(&measure.key(), name, |outcome| value(get(outcome)));
-                let all = [at(|l| l.p50), at(|l| l.p99), at(|l| l.p999), at(|l| l.max)];
-                let all: Option<Vec<String>> = all.into_iter().map(|value| value.map(short)).collect();
-                all.map_or_else(String::new, |all| all.join("/"))
-            };
-            row(text, &measure.name, columns.iter().map(cell));
-        }
-    }
+    text
 }
 
 /// The latency that the latency program reports.
-pub(crate) fn malloc(outcome: &Outcome) -> Latency {
+fn malloc(outcome: &Outcome) -> Latency {
     outcome.malloc.unwrap_or_default()
 }
 
 /// As [`malloc`].
-pub(crate) fn free(outcome: &Outcome) -> Latency {
+fn free(outcome: &Outcome) -> Latency {
     outcome.free.unwrap_or_default()
 }
 
-fn kernel(text: &mut String, results: &Results, columns: &[&'static str], of: &str, measures: &[Measure]) {
-    let measures: Vec<&Measure> = measures.iter().filter(|measure| measure.kind == Kind::Workload).collect();
-    if measures.is_empty() {
-        return;
+fn problems(text: &mut String, results: &Results) {
+    let in_measures: Vec<_> = results.problems.iter().filter(|problem| problem.measure.is_some()).collect();
+    if !in_measures.is_empty() {
+        text.push_str("\nfailures\n");
     }
-    title(text, of, "page faults for 1000 operations, and time in the kernel for one", columns, None);
-    for measure in measures {
-        let cell = |name: &&str| {
-            let faults = results.median(&measure.name, name, Outcome::faults_per_thousand)?;
-            let system = results.median(&measure.name, name, Outcome::system_per_operation)?;
-            Some(format!("{} {}", short(faults), time(system)))
-        };
-        row(text, &measure.name, columns.iter().map(|name| cell(name).unwrap_or_default()));
+    for problem in in_measures {
+        _ = writeln!(text, "  {}", named(problem));
     }
 }
 
-fn problems(text: &mut String, results: &Results) {
-    if !results.problems.is_empty() {
-        text.push_str("\nfailures\n");
-    }
-    for problem in &results.problems {
-        let place = problem.measure.as_ref().map_or_else(|| "did not take part".to_owned(), |key| format!("in {key}"));
-        _ = writeln!(text, "  {} {place}: {}", problem.contender, problem.reason);
-    }
+/// A failure in a line.
+pub(crate) fn named(problem: &Problem) -> String {
+    let place = problem.measure.as_ref().map_or_else(|| "did not take part".to_owned(), |key| format!("in {key}"));
+    format!("{} {place}: {}", problem.contender, problem.reason)
 }
 
 fn verdicts(text: &mut String, bars: &[Bar]) {
@@ -237,6 +274,11 @@ pub(crate) fn time(nanoseconds: f64) -> String {
     }
 }
 
+/// KiB as MiB.
+fn mib(kib: f64) -> String {
+    format!("{} MiB", digits(kib / 1024.0))
+}
+
 /// A number of any size in few characters.
 fn short(value: f64) -> String {
     match value {
@@ -258,7 +300,6 @@ fn digits(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::contenders;
-    use crate::results::Problem;
     use crate::results::tests::with_times;
 
     #[test]

@@ -7,7 +7,7 @@
 //! | `child` | itself | throughput, memory, faults |
 //! | `child-latency` | with the clock around it | the time of every call |
 //! | `child-live` | with a count around it | the bytes that are live at the peak |
-//! | `child-constant` | itself | loops with constant layouts; for the profile `lto` |
+//! | `child-constant` | itself | loops with constant layouts; for fat LTO |
 //! | `hello` | itself | how a program starts |
 
 #[cfg(linked)]

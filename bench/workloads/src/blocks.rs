@@ -198,7 +198,7 @@ impl Random {
     /// A number below `limit`, which is far below 2^32.
     #[inline]
     pub fn below(&mut self, limit: usize) -> usize {
-        ((self.next() >> 32) * limit as u64 >> 32) as usize
+        (((self.next() >> 32) * limit as u64) >> 32) as usize
     }
 
     /// Puts the items in random order.

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use crate::crew::Span;
 use crate::latency::Recording;
+use crate::live;
 use crate::loops::{Layouts, Loop};
 use crate::outcome::{Description, Outcome};
 use crate::subjects::{Fixed, Global};
 use crate::usage::{self, Usage};
 use crate::workloads::{self, Settings};
-use crate::live;
 
 /// What a program measures beside time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +71,7 @@ struct Arguments {
 const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor], or --describe, or --list";
 
 fn arguments() -> Result<Arguments, String> {
-    let mut arguments =
-        Arguments { name: String::new(), millis: 300, divisor: 1, texts: PathBuf::new(), floor: false };
+    let mut arguments = Arguments { name: String::new(), millis: 300, divisor: 1, texts: PathBuf::new(), floor: false };
     let mut given = std::env::args().skip(1);
     while let Some(argument) = given.next() {
         let mut value = || given.next().ok_or_else(|| format!("{argument} needs a value; {USAGE}"));

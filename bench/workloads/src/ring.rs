@@ -76,7 +76,7 @@ impl Sender<'_> {
         }
         self.ring.slots[self.index % LENGTH].store(pointer, Ordering::Relaxed);
         self.index += 1;
-        if self.index % BATCH == 0 {
+        if self.index.is_multiple_of(BATCH) {
             self.flush();
         }
         true
@@ -128,7 +128,7 @@ impl Receiver<'_> {
     fn take(&mut self) -> *mut u8 {
         let pointer = self.ring.slots[self.index % LENGTH].load(Ordering::Relaxed);
         self.index += 1;
-        if self.index % BATCH == 0 {
+        if self.index.is_multiple_of(BATCH) {
             self.ring.taken.store(self.index, Ordering::Release);
         }
         pointer

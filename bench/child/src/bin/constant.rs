@@ -1,5 +1,5 @@
-//! Runs a loop with constant layouts on the allocator of this build. In the profile `lto` an allocator in Rust is then
-//! part of the loop.
+//! Runs a loop with constant layouts on the allocator of this build. With fat LTO an allocator in Rust is then part of
+//! the loop.
 
 use std::process::ExitCode;
 

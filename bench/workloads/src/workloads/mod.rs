@@ -148,15 +148,14 @@ pub fn all() -> Vec<Workload> {
         Workload::new("survivors", "block", |settings| survivors::run(Global, settings)),
         Workload {
             timed_calls: false,
-            ..Workload::new("parked", "thread", |settings| parked::run(Global, settings))
-                .above(|settings| parked::run_floor(settings))
+            ..Workload::new("parked", "thread", |settings| parked::run(Global, settings)).above(parked::run_floor)
         },
         Workload::new("realloc-steps", "buffer", |settings| realloc_steps::run(Global, settings)),
         Workload::new("calloc", "block", |settings| calloc::run(Global, settings)),
         Workload::new("large-replace", "replacement", |settings| large_replace::run(Global, settings)),
         Workload::new("json", "document", json::run),
         Workload::new("regex", "line", regexes::run),
-        Workload::new("hash-map", "insertion", |settings| hash_map::run(settings)),
+        Workload::new("hash-map", "insertion", hash_map::run),
     ]);
     all
 }
@@ -195,7 +194,7 @@ impl<A: Subject, S: Shape> Slots<A, S> {
     #[inline]
     fn replace(&mut self) -> &mut Block {
         let random = self.random.next();
-        let place = ((random >> 32) * self.slots.len() as u64 >> 32) as usize;
+        let place = (((random >> 32) * self.slots.len() as u64) >> 32) as usize;
         let new = Block::new(self.allocator, self.shape.layout(random as usize));
         std::mem::replace(&mut self.slots[place], new).free(self.allocator);
         &mut self.slots[place]
@@ -223,7 +222,8 @@ mod tests {
         let texts = std::env::temp_dir().join(format!("bench-workloads-{}", std::process::id()));
         fs::create_dir_all(&texts).unwrap();
         fs::write(texts.join(regexes::FILE), include_str!("mod.rs")).unwrap();
-        fs::write(texts.join(json::FILE), r#"{"packages":[{"name":"a","keywords":["b",1,null]},{"name":"c"}]}"#).unwrap();
+        fs::write(texts.join(json::FILE), r#"{"packages":[{"name":"a","keywords":["b",1,null]},{"name":"c"}]}"#)
+            .unwrap();
         Settings { span: trial_span(), divisor: 100, texts }
     }
 

@@ -46,12 +46,7 @@ pub(super) fn produce<A: Subject, S: Shape>(allocator: A, shape: &S, rings: &mut
 }
 
 /// Frees what comes through the rings.
-pub(super) fn consume<A: Subject, S: Shape>(
-    allocator: A,
-    shape: &S,
-    rings: &mut [Receiver<'_>],
-    hand: &mut Hand<'_>,
-) {
+pub(super) fn consume<A: Subject, S: Shape>(allocator: A, shape: &S, rings: &mut [Receiver<'_>], hand: &mut Hand<'_>) {
     while hand.goes_on() {
         for ring in &mut *rings {
             let Some(block) = ring.receive(|| hand.goes_on()) else { return };
