@@ -46,28 +46,40 @@ allocator!(
     }
 );
 
-allocator!("snmalloc", snmalloc_rs::SnMalloc, snmalloc_rs::SnMalloc, {
+allocator!(
+    "snmalloc",
+    snmalloc_rs::SnMalloc,
+    snmalloc_rs::SnMalloc,
     of_crate("snmalloc", env!("VERSION_snmalloc_sys").to_owned())
-});
+);
 
-allocator!("rpmalloc", rpmalloc::RpMalloc, rpmalloc::RpMalloc, {
+allocator!(
+    "rpmalloc",
+    rpmalloc::RpMalloc,
+    rpmalloc::RpMalloc,
     of_crate("rpmalloc", format!("crate {}", env!("VERSION_rpmalloc_sys")))
-});
+);
 
-allocator!("jemalloc", tikv_jemallocator::Jemalloc, tikv_jemallocator::Jemalloc, {
+allocator!(
+    "jemalloc",
+    tikv_jemallocator::Jemalloc,
+    tikv_jemallocator::Jemalloc,
     of_crate("jemalloc", peers::jemalloc_version())
-});
+);
 
-allocator!("mimalloc3", mimalloc::MiMalloc, mimalloc::MiMalloc, { of_crate("mimalloc", peers::mimalloc_version()) });
+allocator!("mimalloc3", mimalloc::MiMalloc, mimalloc::MiMalloc, of_crate("mimalloc", peers::mimalloc_version()));
 
-allocator!("mimalloc2", mimalloc::MiMalloc, mimalloc::MiMalloc, { of_crate("mimalloc", peers::mimalloc_version()) });
+allocator!("mimalloc2", mimalloc::MiMalloc, mimalloc::MiMalloc, of_crate("mimalloc", peers::mimalloc_version()));
 
-allocator!("tcmalloc", tcmalloc_better::TCMalloc, tcmalloc_better::TCMalloc, {
+allocator!(
+    "tcmalloc",
+    tcmalloc_better::TCMalloc,
+    tcmalloc_better::TCMalloc,
     Description {
         mode: Some(peers::tcmalloc_mode()),
         ..of_crate("tcmalloc", format!("crate {}", env!("VERSION_libtcmalloc_sys")))
     }
-});
+);
 
 #[cfg(not(linked))]
 mod system;

@@ -1,8 +1,10 @@
 //! The `main` of the programs: runs one loop or workload and prints its outcome as a line of JSON.
 //!
-//!     PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor]
-//!     PROGRAM --describe
-//!     PROGRAM --list
+//! ```text
+//! PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor]
+//! PROGRAM --describe
+//! PROGRAM --list
+//! ```
 //!
 //! Whoever starts it chooses the allocator, by the program and its environment, and reads the line.
 

@@ -135,6 +135,18 @@ impl Receiver<'_> {
     }
 }
 
+impl Drop for Sender<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl Drop for Receiver<'_> {
+    fn drop(&mut self) {
+        self.ring.taken.store(self.index, Ordering::Release);
+    }
+}
+
 /// Spins, then yields the CPU, until there is an answer or no reason to go on.
 fn wait_until<T>(goes_on: impl Fn() -> bool, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
     let backoff = Backoff::new();
@@ -164,7 +176,6 @@ mod tests {
                 for number in 1..=COUNT {
                     assert!(sender.send(ptr::without_provenance_mut(number), || true));
                 }
-                sender.flush();
             });
             let mut receiver = ring.receiver();
             for number in 1..=COUNT {
@@ -173,6 +184,17 @@ mod tests {
             assert_eq!(receiver.receive(|| false), None);
             assert_eq!(receiver.receive_if_any(), None);
         });
+    }
+
+    #[test]
+    fn the_next_receiver_goes_on_where_the_last_one_ended() {
+        let ring = Ring::new();
+        let send = |number| ring.sender().send(ptr::without_provenance_mut(number), || true);
+        assert!((1..=5).all(send));
+        for number in 1..=5 {
+            assert_eq!(ring.receiver().receive_if_any().map(|pointer| pointer.addr()), Some(number));
+        }
+        assert_eq!(ring.receiver().receive_if_any(), None);
     }
 
     #[test]

@@ -30,7 +30,6 @@ pub fn run<A: Subject, S: Shape>(allocator: A, shape: &S, count: u64) -> Duratio
                 let block = allocate(allocator, shape.layout(index), index);
                 sender.send(block, || true);
             }
-            sender.flush();
         });
         while ready.load(Ordering::Acquire) == 0 {
             thread::yield_now();

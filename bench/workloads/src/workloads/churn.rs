@@ -7,6 +7,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Outcome, Settings};
 use crate::blocks::{Block, Shape, Sizes, Subject};
@@ -24,21 +25,19 @@ struct Task<A> {
 }
 
 pub(super) fn run<A: Subject>(allocator: A, settings: &Settings) -> Outcome {
+    let refused = AtomicBool::new(false);
     let pace = crew::threads(settings.span, crew::cpus(), |number, hand| {
         let mut task = Task { allocator, sizes: Sizes::small(), index: number * 100, left: [const { None }; LEFT] };
         while hand.goes_on() {
-            // A thread that cannot be started leaves the count where it is, and a count of 0 is a failure.
             if !run_thread(&mut task) {
-                return;
+                refused.store(true, Ordering::Relaxed);
+                break;
             }
             hand.did(1);
         }
         task.left.iter_mut().filter_map(Option::take).for_each(|block| block.free(allocator));
     });
-    if pace.operations == 0 {
-        return Err("threads could not be started".to_owned());
-    }
-    Ok(pace.into())
+    if refused.into_inner() { Err("a thread could not be started".to_owned()) } else { Ok(pace.into()) }
 }
 
 /// Runs a thread with the task and waits for its end; says whether it could be started.

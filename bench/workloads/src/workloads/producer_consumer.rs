@@ -40,9 +40,6 @@ pub(super) fn produce<A: Subject, S: Shape>(allocator: A, shape: &S, rings: &mut
             index += 1;
         }
     }
-    for ring in rings {
-        ring.flush();
-    }
 }
 
 /// Frees what comes through the rings.
