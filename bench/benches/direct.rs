@@ -14,21 +14,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // Settings instead of a profile, so that both builds share what is compiled from C and C++.
-    let lto = [("CARGO_PROFILE_RELEASE_LTO", "fat"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")];
-    for (build, layouts, settings) in [("release", "at run time", &[][..]), ("lto", "constant", &lto)] {
-        println!("direct: build {build}, layouts {layouts}");
+    for (profile, layouts) in [("release", "at run time"), ("lto", "constant")] {
+        println!("direct: profile {profile}, layouts {layouts}");
         let status = Command::new(&cargo)
-            .args(["bench", "--locked", "--package", "bench-direct", "--features", "peers", "--profile", "release"])
+            .args(["bench", "--locked", "--package", "bench-direct", "--features", "peers", "--profile", profile])
             .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"), "--"])
             .args(arguments.iter().filter(|argument| *argument != "--bench"))
-            .envs(settings.iter().copied())
-            .env("BENCH_BUILD", build)
+            .env("BENCH_BUILD", profile)
             .status();
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => {
-                eprintln!("direct: build {build}: {status}");
+                eprintln!("direct: profile {profile}: {status}");
                 return ExitCode::FAILURE;
             }
             Err(error) => {

@@ -29,10 +29,6 @@ pub(crate) enum Program {
     StaticHello,
 }
 
-/// Turns the release profile into that of link-time optimisation. A profile of its own would have a folder of its own,
-/// and all C and C++ sources would be compiled a second time, to the same.
-const FAT_LTO: [(&str, &str); 2] = [("CARGO_PROFILE_RELEASE_LTO", "fat"), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")];
-
 /// The folder of a build: the feature's name, or this.
 const SYSTEM: &str = "system";
 
@@ -89,7 +85,7 @@ impl Programs {
         }
         if contenders.iter().any(|each| each.group == Group::Preloaded && each.is_ours()) {
             progress.line("building librseqalloc.so");
-            if let Err(error) = self.cargo(&["build", "--release", "-p", "alloc-c"], &[], &[]) {
+            if let Err(error) = self.cargo(&["build", "--release", "-p", "alloc-c"], &[]) {
                 failed.insert("librseqalloc", error);
             }
         }
@@ -115,16 +111,17 @@ impl Programs {
             }
         }
         progress.line(&format!("building for {build}"));
-        self.build_programs(&release, &features, &folder, &[])?;
+        self.build_programs("release", &release, &features, &folder)?;
         if wanted.constant {
             progress.line(&format!("building for {build}, with LTO"));
-            self.build_programs(&[Program::Constant], &features, &folder, &FAT_LTO)?;
+            self.build_programs("lto", &[Program::Constant], &features, &folder)?;
         }
         if wanted.workloads {
             progress.line(&format!("building for {build}, static"));
             let mut arguments = vec!["rustc", "--release", "-p", "bench-child", "--bin", "hello"];
             arguments.extend(&features);
-            self.cargo(&arguments, &[], &["-C", "target-feature=+crt-static"])?;
+            let search = format!("native={}", self.static_libraries()?.display());
+            self.cargo(&arguments, &["-C", "target-feature=+crt-static", "-L", &search])?;
             copy(&self.target.join("release/hello"), &folder.join(Program::StaticHello.file()))?;
         }
         Ok(())
@@ -132,25 +129,42 @@ impl Programs {
 
     fn build_programs(
         &self,
+        profile: &str,
         programs: &[Program],
         features: &[&str],
         folder: &Path,
-        environment: &[(&str, &str)],
     ) -> Result<(), String> {
-        let mut arguments = vec!["build", "--release", "-p", "bench-child"];
+        let mut arguments = vec!["build", "--profile", profile, "-p", "bench-child"];
         arguments.extend(features);
         arguments.extend(programs.iter().flat_map(|program| ["--bin", program.file()]));
-        self.cargo(&arguments, environment, &[])?;
-        let built = self.target.join("release");
+        self.cargo(&arguments, &[])?;
+        let built = self.target.join(profile);
         programs.iter().try_for_each(|program| copy(&built.join(program.file()), &folder.join(program.file())))
     }
 
+    /// A folder with the compiler's library for unwinding under the name of the shared one. snmalloc's crate asks for
+    /// that by name, and no static program can have it.
+    fn static_libraries(&self) -> Result<PathBuf, String> {
+        let folder = self.folder.join("static-libraries");
+        let link = folder.join("libgcc_s.a");
+        if link.exists() {
+            return Ok(folder);
+        }
+        let asked = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
+        let printed = asked.map_err(|error| format!("cannot run cc: {error}"))?.stdout;
+        let library = PathBuf::from(String::from_utf8_lossy(&printed).trim());
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::copy(&library, &link))
+            .map_err(|error| format!("copying {} to {}: {error}", library.display(), link.display()))?;
+        Ok(folder)
+    }
+
     /// Runs cargo as whoever started this program did, with the versions that Cargo.lock has.
-    fn cargo(&self, arguments: &[&str], environment: &[(&str, &str)], last: &[&str]) -> Result<(), String> {
+    fn cargo(&self, arguments: &[&str], last: &[&str]) -> Result<(), String> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(&cargo);
         command.args(arguments).args(["--locked", "--quiet", "--target-dir"]).arg(&self.target);
-        command.arg("--manifest-path").arg(manifest()).envs(environment.iter().copied());
+        command.arg("--manifest-path").arg(manifest());
         if !last.is_empty() {
             command.arg("--").args(last);
         }

@@ -5,6 +5,8 @@
 //! of what is timed; a thread that finds the histograms taken drops its buffer instead of waiting, since a random part
 //! of the samples serves as well. What an empty measurement costs is subtracted.
 //!
+//! The counter's steps are the limit of what is seen: some processors count in steps of 10 ns.
+//!
 //! The serialising reads keep the CPU from overlapping calls, as it does in a loop of pairs. So these figures compare
 //! allocators, and their tails; they are not the costs of pairs.
 
