@@ -96,8 +96,13 @@ impl Runner<'_> {
                     let (name, contender, floor) = part[(turn + round) % part.len()];
                     let step = format!("round {} of {}: {}, {name}", round + 1, self.amounts.rounds, measure.key());
                     self.progress.show(&step);
-                    let outcome = self.visit(measure, contender, floor);
-                    let outcome = outcome.map_err(|reason| note(results, name, measure, reason)).ok();
+                    // Who failed once has no figure any more, and some failures take long.
+                    let outcome = if results.failed(&measure.key(), name) {
+                        None
+                    } else {
+                        let outcome = self.visit(measure, contender, floor);
+                        outcome.map_err(|reason| note(results, name, measure, reason)).ok()
+                    };
                     let row = results.outcomes.entry(measure.key()).or_default();
                     row.entry(name.to_owned()).or_default().push(outcome);
                 }
