@@ -46,7 +46,7 @@ fn preloaded() -> Option<Description> {
         let version = unsafe { std::mem::transmute::<*mut libc::c_void, Version>(address) };
         return Some(Description {
             name: "gperftools".to_owned(),
-            version: text(version(null_mut(), null_mut(), null_mut())),
+            version: text(version(null_mut(), null_mut(), null_mut())).trim_start_matches("gperftools ").to_owned(),
             mode: None,
         });
     }
