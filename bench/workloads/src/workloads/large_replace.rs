@@ -1,0 +1,20 @@
+//! Models buffers of images, packets and files: 40 blocks of 32 KiB to 2 MiB are live; one at a time, chosen at random,
+//! is freed, and another of a random size takes its place, in which every page is written.
+//!
+//! Counted: replacements.
+
+use super::{Outcome, Settings, Slots};
+use crate::blocks::{Sizes, Subject};
+use crate::crew;
+
+const LIVE: usize = 40;
+
+pub(super) fn run<A: Subject>(allocator: A, settings: &Settings) -> Outcome {
+    let mut slots = Slots::new(allocator, Sizes::spread(32 << 10, 2 << 20), 0, settings.scaled(LIVE));
+    let pace = crew::alone(settings.span, || {
+        slots.replace().touch();
+        1
+    });
+    slots.free();
+    Ok(pace.into())
+}
