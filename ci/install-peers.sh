@@ -10,34 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Commands that have to be there and the packages that have them; packages that are libraries.
-readonly TOOLS=(cc:gcc c++:g++ make:make cmake:cmake)
-readonly LIBRARIES=(libtcmalloc-minimal4 libmimalloc2.0)
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-is_installed() {
-    dpkg-query --show --showformat='${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^ii'
-}
-
-install_packages() {
-    local pair package missing=()
-    for pair in "${TOOLS[@]}"; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-    done
-    for package in "${LIBRARIES[@]}"; do
-        is_installed "$package" || missing+=("$package")
-    done
-    if [ ${#missing[@]} -eq 0 ]; then
-        echo "install-peers: all packages are there"
-        return
-    fi
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    echo "install-peers: installed ${missing[*]}"
-}
+# shellcheck source=ci/debian.sh
+. ci/debian.sh
 
 build=true
 case $#:${1:-} in
@@ -49,7 +23,7 @@ case $#:${1:-} in
     ;;
 esac
 
-install_packages
+install_missing gcc g++ make cmake libtcmalloc-minimal4 libmimalloc2.0
 if $build; then
     cargo run --quiet --release -p bench -- --build
 fi
