@@ -87,7 +87,7 @@ static struct allocator look(const char *program) {
     static const char *const others[] = {"calloc", "realloc", "free"};
     char line[4096 + 128];
     struct allocator found = {"no", file_of("malloc"), NULL, NULL};
-    if (*library && find_line("/proc/self/maps", library, line, sizeof line))
+    if (*library && find_line("/proc/thread-self/maps", library, line, sizeof line))
         found.mapped = "yes";
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (strcmp(file_of(others[i]), found.of_malloc) != 0)
@@ -104,16 +104,17 @@ static long number_after(const char *text, const char *name) {
     return at ? atol(at + strlen(name)) : 0;
 }
 
+/* Of the thread, since the main thread of a process may have ended before it. */
 static void say(const char *when) {
     char program[4096], stats[2048] = "", peak[4096 + 128] = "", text[3 * 4096];
     if (!*log_file)
         return;
-    ssize_t len = readlink("/proc/self/exe", program, sizeof program - 1);
+    ssize_t len = readlink("/proc/thread-self/exe", program, sizeof program - 1);
     program[len < 0 ? 0 : len] = 0;
     struct allocator found = look(program);
     if (found.stats)
         found.stats(stats, sizeof stats);
-    find_line("/proc/self/status", "VmHWM:", peak, sizeof peak);
+    find_line("/proc/thread-self/status", "VmHWM:", peak, sizeof peak);
     int size = snprintf(text, sizeof text, "%s\t%ld\t%s\t%s\t%s\t%s\t%ld\t%ld\n", when, (long)getpid(), program, found.mapped,
                         found.of_malloc, found.mode ? found.mode() : "-", number_after(stats, "\"refills\":"),
                         number_after(peak, "VmHWM:"));
