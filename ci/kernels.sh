@@ -5,9 +5,9 @@
 #     ci/kernels.sh [--short] [--list] [WORD...]
 #
 # Without --short every row is run, with all tests; that takes most of an hour. --short is what CI runs, within five
-# minutes on two quiet processors once "cargo test --release" has built: fewer rows (in_short_form below), and in those
-# on other than Linux 6.12 with 4 CPUs not the slowest tests (ci/kernels/work.sh), with less work in each. It has every
-# kernel but one, every libc, both architectures, and guests with 1, 4 and 16 CPUs.
+# minutes on two quiet processors once "cargo test --release" has built: fewer rows (in_short_form below), in most guests
+# not the slowest tests (ci/kernels/work.sh), and less work in each. It has every kernel but one, every libc, both
+# architectures, and guests with 1, 4 and 16 CPUs.
 #
 # WORDs select the rows that have them all, for instance "6.12 arm64 4-cpus", "musl", "host"; --list prints what is
 # selected and ends.
@@ -148,7 +148,7 @@ run_machine() {
     local kernel=$1 arch=$2 cpus=$3 root=$4 console=$consoles/$1-$2-$3-$4.log rows amounts limit=2400
     rows=$(awk -v m="$*" '$1 " " $2 " " $3 " " $6 " " $7 == m { print $5 }' "$out/rows" | paste -sd, -)
     [ "$form" = long ] || limit=600
-    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus")
+    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus" "$5")
     if [ "$kernel" = host ]; then
         # shellcheck disable=SC2086 # one word each
         env "${amounts[@]}" ci/kernels/run-rows.sh "$out/programs/$arch" ${rows//,/ } >"$console" 2>&1

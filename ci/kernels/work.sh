@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # The amounts of work in a row of ci/kernels.sh, as NAME=VALUE lines for the environment of its programs.
 #
-#     ci/kernels/work.sh long|short KERNEL CPUS
+#     ci/kernels/work.sh long|short KERNEL CPUS BUILD
 #
 # LEAVE_OUT names programs that a row does without: in the short form, the tests that start dozens of processes, or need
-# minutes where many emulated CPUs share two, run on the host and on Linux 6.12 with 4 CPUs only. Those rows have all
-# libcs and both architectures.
+# minutes where many emulated CPUs share two, run on the host with every libc, and in guests on Linux 6.12 with 4 CPUs
+# and glibc linked dynamically, on both architectures.
 set -euo pipefail
 
 leave_out=
-form=${1:?usage: ci/kernels/work.sh long|short KERNEL CPUS}
-kernel=$2 cpus=$3
+form=${1:?usage: ci/kernels/work.sh long|short KERNEL CPUS BUILD}
+kernel=$2 cpus=$3 build=$4
 
 if [ "$kernel" = host ]; then
     if [ "$form" = long ]; then
@@ -24,7 +24,7 @@ else
         percent=2 seconds=4 operations=20000 aborts=20 limit=900
     else
         percent=1 seconds=2 operations=10000 aborts=10 limit=500
-        if [ "$kernel-$cpus" != 6.12-4 ]; then
+        if [ "$kernel-$cpus-$build" != 6.12-4-glibc-dynamic ]; then
             leave_out=rseq_sys.attack,rseq_sys.refused,rseq_sys.registration,rseq_sys.singlestep
             [ "$cpus" -ne 16 ] || leave_out+=,rseq_sys.self_test
         fi
