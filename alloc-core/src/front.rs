@@ -282,7 +282,7 @@ fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
 /// `block` is a live block of `size` and `align`; `new_size` is not 0.
 pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
     let Some(old) = NonNull::new(block) else { return null_mut() };
-    match (bin(rounded(size, align)), bin(rounded(new_size, align))) {
+    let becomes_large = match (bin(rounded(size, align)), bin(rounded(new_size, align))) {
         (Some(from), Some(to)) => {
             let (from, to) = (class_of_bin(from), class_of_bin(to));
             if from == to {
@@ -295,6 +295,7 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
             {
                 return block;
             }
+            false
         }
         (None, None) => {
             check_large(block, size);
@@ -304,15 +305,16 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
             if let Some(new) = unsafe { large::resize(old, new_size, align) } {
                 return new.as_ptr();
             }
+            false
         }
-        _ => {}
-    }
-    let new = match bin(rounded(size, align)) {
-        Some(_) if bin(rounded(new_size, align)).is_none() => {
-            allocate_to_grow(options, rounded(new_size, align).wrapping_add(1), align)
-        }
+        (Some(_), None) => true,
+        (None, Some(_)) => false,
+    };
+    let new = if becomes_large {
+        allocate_to_grow(options, rounded(new_size, align).wrapping_add(1), align)
+    } else {
         // SAFETY: the alignment is the old one.
-        _ => unsafe { allocate(options, new_size, align) },
+        unsafe { allocate(options, new_size, align) }
     };
     if !new.is_null() {
         // SAFETY: both are live, disjoint, and at least that long.

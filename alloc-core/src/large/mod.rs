@@ -232,11 +232,10 @@ impl LargeHeap {
             let shrinks = new_size < fields.size.load(Ordering::Relaxed);
             // Less than what growth keeps in reserve is not worth a system call, and may be wanted again.
             let saved = len.saturating_sub(exact);
-            if shrinks && saved > (len / STEPS).min(MAX_RESERVE) {
-                // SAFETY: passed on. If the kernel refuses, the block stays longer than it need be.
-                unsafe { self.change_in_place(block, ptr, len, exact) };
-            }
-            self.record(block, new_size, fields.len.load(Ordering::Relaxed));
+            let cut = shrinks && saved > (len / STEPS).min(MAX_RESERVE)
+                // SAFETY: the caller's mapping. If the kernel refuses, the block stays longer than it need be.
+                && unsafe { mapping::remap_in_place(ptr, len, exact) };
+            self.record(block, new_size, if cut { exact } else { len });
             return Some(ptr);
         }
         let movable = align <= mapping::page_size();
@@ -246,7 +245,7 @@ impl LargeHeap {
                 if movable {
                     self.change(block, ptr, len, new_len)
                 } else {
-                    self.change_in_place(block, ptr, len, new_len).then_some(ptr)
+                    mapping::remap_in_place(ptr, len, new_len).then_some(ptr)
                 }
             };
             if resized.is_some() {
@@ -259,7 +258,7 @@ impl LargeHeap {
         None
     }
 
-    /// Changes the length of a block, wherever the kernel puts it.
+    /// Changes the length of a block's mapping, wherever the kernel puts it. The caller records the length.
     ///
     /// # Safety
     ///
@@ -286,28 +285,9 @@ impl LargeHeap {
         let addr = moved.unwrap_or(ptr).addr().get();
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
-        if moved.is_some() {
-            self.record(block, fields.size.load(Ordering::Relaxed), new_len);
-        }
         fields.addr.store(addr, Ordering::Relaxed);
         spare.set_page(addr, map::LARGE, block.as_ptr().cast());
         moved
-    }
-
-    /// Changes the length of a block that must stay where it is. False: nothing changed.
-    ///
-    /// # Safety
-    ///
-    /// As for [`change`](Self::change).
-    unsafe fn change_in_place(&self, block: NonNull<Block>, ptr: NonNull<u8>, len: usize, new_len: usize) -> bool {
-        // SAFETY: the caller's mapping.
-        let changed = unsafe { mapping::remap_in_place(ptr, len, new_len) };
-        if changed {
-            // SAFETY: descriptors live for ever, and their shared fields are atomic.
-            let size = unsafe { block.as_ref() }.size.load(Ordering::Relaxed);
-            self.record(block, size, new_len);
-        }
-        changed
     }
 
     /// Writes size and length into the descriptor and their changes into the sums.
