@@ -148,7 +148,7 @@ run_machine() {
     local kernel=$1 arch=$2 cpus=$3 root=$4 console=$consoles/$1-$2-$3-$4.log rows amounts limit=2400
     rows=$(awk -v m="$*" '$1 " " $2 " " $3 " " $6 " " $7 == m { print $5 }' "$out/rows" | paste -sd, -)
     [ "$form" = long ] || limit=600
-    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$cpus" "$5")
+    mapfile -t amounts < <(ci/kernels/work.sh "$form" "$kernel" "$arch" "$cpus" "$5")
     if [ "$kernel" = host ]; then
         # shellcheck disable=SC2086 # one word each
         env "${amounts[@]}" ci/kernels/run-rows.sh "$out/programs/$arch" ${rows//,/ } >"$console" 2>&1

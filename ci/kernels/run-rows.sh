@@ -8,7 +8,8 @@
 # the probe, every test of rseq-sys, and of the allocator the tests foreign and stress.
 #
 # Environment: RSEQ_SYS_TEST_PERCENT and STRESS_* as the tests know them; PROGRAM_LIMIT, seconds after which a program
-# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas.
+# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas; ATTACK_CPUS, on which CPUs the attack
+# runs if not on all.
 #
 # Everything a program prints is shown. Lines for the table begin with "@row":
 #
@@ -90,7 +91,11 @@ row() {
             continue
             ;;
         esac
-        run "$program" --show-output
+        if [ "${program##*/}" = rseq_sys.attack ] && [ -n "${ATTACK_CPUS:-}" ]; then
+            run taskset -c "$ATTACK_CPUS" "$program" --show-output
+        else
+            run "$program" --show-output
+        fi
         count
     done
     run "$binaries/$build/foreign"

@@ -34,7 +34,7 @@ registrar() {
 programs_to_run() {
     local built left_out
     built=$(find "$out/programs/$arch/$build" -type f | wc -l)
-    left_out=$("$here/work.sh" "$form" "$kernel" "$cpus" "$build" | sed -n 's/^LEAVE_OUT=//p' | tr ',' '\n' | grep -c .) || true
+    left_out=$("$here/work.sh" "$form" "$kernel" "$arch" "$cpus" "$build" | sed -n 's/^LEAVE_OUT=//p' | tr ',' '\n' | grep -c .) || true
     printf '%d\n' $((built - left_out))
 }
 
