@@ -8,8 +8,8 @@
 # the probe, every test of rseq-sys, and of the allocator the tests foreign and stress.
 #
 # Environment: RSEQ_SYS_TEST_PERCENT and STRESS_* as the tests know them; PROGRAM_LIMIT, seconds after which a program
-# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas; ATTACK_CPUS, on which CPUs the attack
-# runs if not on all.
+# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas; STORM_CPUS, on which CPUs the programs
+# run that have timers in every thread, if not on all.
 #
 # Everything a program prints is shown. Lines for the table begin with "@row":
 #
@@ -40,6 +40,15 @@ run() {
     printf -- '--- %s: %s: status %d after %s s\n' "$libc" "$1" "$status" \
         "$(awk -v from="$started" '{ printf "%.1f", $1 - from }' /proc/uptime)"
     programs=$((programs + 1))
+}
+
+# Runs one whose threads have timers.
+storm() {
+    if [ -n "${STORM_CPUS:-}" ]; then
+        run taskset -c "$STORM_CPUS" "$@"
+    else
+        run "$@"
+    fi
 }
 
 # Counts what libtest ("test result: ok. 3 passed; 0 failed; …") or the tests' own harness ("3 passed, 0 failed") says
@@ -91,17 +100,17 @@ row() {
             continue
             ;;
         esac
-        if [ "${program##*/}" = rseq_sys.attack ] && [ -n "${ATTACK_CPUS:-}" ]; then
-            run taskset -c "$ATTACK_CPUS" "$program" --show-output
+        if [ "${program##*/}" = rseq_sys.attack ]; then
+            storm "$program" --show-output
         else
             run "$program" --show-output
         fi
         count
     done
-    run "$binaries/$build/foreign"
+    storm "$binaries/$build/foreign"
     count
     # One run in the mode that is chosen here; its other modes are the other rows.
-    STRESS_CHILD=1 run "$binaries/$build/stress"
+    STRESS_CHILD=1 storm "$binaries/$build/stress"
     count
     operations=$(stressed operations)
     aborts=$(stressed aborts)

@@ -7,13 +7,14 @@
 # minutes where many emulated CPUs share two, run on the host with every libc, and in guests on Linux 6.12 with 4 CPUs
 # and glibc linked dynamically, on both architectures.
 #
-# ATTACK_CPUS is where the attack runs, if not everywhere. The kernel's locks for aarch64 are handed on in the order in
-# which CPUs came, whether the next one runs or not. With 16 emulated CPUs on two that is a stand-still as soon as all
-# of them want a lock, and the attack's timers do: it did not get through its first test in a quarter of an hour. (On
-# x86-64 the kernel knows that it is emulated and lets any CPU have the lock.) So there it has the last four.
+# STORM_CPUS is where programs with timers in every thread run, if not everywhere. The kernel's locks for aarch64 are
+# handed on in the order in which CPUs came, whether the next one runs or not. With 16 emulated CPUs on two that is a
+# stand-still as soon as all of them want a lock, and the signals of timers do: the attack did not get through its first
+# test in a quarter of an hour. (On x86-64 the kernel knows that it is emulated and lets any CPU have the lock.) So there
+# they have the last four.
 set -euo pipefail
 
-leave_out= attack_cpus=
+leave_out= storm_cpus=
 form=${1:?usage: ci/kernels/work.sh long|short KERNEL ARCH CPUS BUILD}
 kernel=$2 arch=$3 cpus=$4 build=$5
 
@@ -34,7 +35,7 @@ else
             [ "$cpus" -ne 16 ] || leave_out+=,rseq_sys.self_test
         fi
     fi
-    [ "$arch-$cpus" != aarch64-16 ] || attack_cpus=12-15
+    [ "$arch-$cpus" != aarch64-16 ] || storm_cpus=12-15
     # As many timers as there are threads share two real processors.
     threads=2 period=$((500 * cpus))
     # How fast a guest runs depends on what else the machine does. What shows that it was disturbed is the aborts.
@@ -44,4 +45,4 @@ else
 fi
 printf '%s=%s\n' RSEQ_SYS_TEST_PERCENT "$percent" STRESS_SECONDS "$seconds" STRESS_OPS "$operations" \
     STRESS_THREADS "$threads" STRESS_SIGNAL_US "$period" STRESS_ABORTS "$aborts" STRESS_HERTZ "$hertz" PROGRAM_LIMIT "$limit" \
-    LEAVE_OUT "$leave_out" ATTACK_CPUS "$attack_cpus"
+    LEAVE_OUT "$leave_out" STORM_CPUS "$storm_cpus"
