@@ -110,7 +110,7 @@ pub fn allocate_aligned(size: usize, align: usize) -> *mut u8 {
 pub unsafe fn free(block: *mut u8) {
     // SAFETY: the page of a live block keeps its class.
     if let Some(displacement) = unsafe { map::free_displacement(block.addr()) }
-        // SAFETY: the displacement is that of a header; a block is neither 0 nor 1.
+        // SAFETY: the displacement is that of a header; a block is not 0.
         && unsafe { fast::push(displacement, block.expose_provenance()) }
     {
         return;

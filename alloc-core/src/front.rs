@@ -49,6 +49,7 @@ const fn rounded(size: usize, align: usize) -> usize {
 pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *mut u8 {
     let x = rounded(size, align);
     if x >= SMALL_MAX {
+        out_of_the_way();
         return allocate_medium(x, align, options);
     }
     // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
@@ -67,14 +68,21 @@ pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *
 pub(crate) unsafe fn free(options: &Options, block: *mut u8, size: usize, align: usize) {
     let x = rounded(size, align);
     if x >= SMALL_MAX {
+        out_of_the_way();
         // SAFETY: the contract of this function.
         return unsafe { free_medium(block, x, options) };
     }
-    // SAFETY: as in `allocate`; a block is neither 0 nor 1.
+    // SAFETY: as in `allocate`; a block is not 0.
     if !unsafe { fast::push(x & !7, block.expose_provenance()) } {
         free_slow(block, x & !7, options);
     }
 }
+
+/// Marks a way that is to lie beside the one of small sizes, so that this has no taken branch in it. (The functions that
+/// it leads to are not cold, or they would be compiled to be short.)
+#[cold]
+#[inline(always)]
+const fn out_of_the_way() {}
 
 /// Sizes or alignments that are not small.
 #[inline(never)]

@@ -1,40 +1,40 @@
 //! Magazines: arrays of pointers to free blocks of one class.
 //!
 //! ```text
-//!   word 0   link of the list or pool it is in          words 0–2 are touched only by its owner, except that the link
-//!   word 1   capacity, count while not loaded, depth    and the depth of a list's head may be read by anybody
+//!   word 0   link of the list or pool it is in          words 0–2 are touched only by its owner, except that the link,
+//!   word 1   capacity, count while not loaded, depth    the capacity and the depth may be read by anybody
 //!   word 2   class
-//!   word 3   0                the sentinel below slot 1
-//!   word 4 … 4 + capacity - 1  the slots
-//!   the word after them       1, the sentinel above
-//!   word 255                 1 for ever
+//!   …        not used
+//!   word 255 - capacity      0, the sentinel below the slots
+//!   the words after it       the slots, to the end of the magazine
 //! ```
 //!
-//! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the topmost
-//! filled slot, so a magazine is found from a top by masking. All others are owned: by a thread, a list of a shard, the
-//! depot.
+//! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the first free
+//! slot, or the magazine's end if it is full. So an address tells whether a magazine is full, and a top leads to its
+//! magazine by masking. All others are owned: by a thread, a list of a shard, the depot.
 //!
 //! Invariants:
 //!
 //! * Magazines are never unmapped and never anything else, so a section that was cut may still read a stale one.
 //! * Whoever holds an [`Owned`] is the only one to change the magazine. Capacity changes only then, and only of an
 //!   empty one.
-//! * No slot holds 0 or 1, except that slots above the top may hold a left-over of anything but 1.
+//! * No slot below the top holds 0.
 
 use crate::meta::{Pool, PoolItem};
 use crate::size_class::class;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use rseq_sys::sequence::FULL;
 
 /// Bytes of a magazine, and its alignment.
 pub(crate) const MAGAZINE: usize = 2048;
-const WORDS: usize = MAGAZINE / 8;
-/// Words before the slots, the lower sentinel being the last of them.
-const HEAD: usize = 4;
+/// Words before the sentinel and the slots.
+const HEAD: usize = 3;
+const WORDS: usize = MAGAZINE / 8 - HEAD;
 /// Pointers that a magazine can hold.
-pub(crate) const CAPACITY: usize = WORDS - HEAD - 1;
+pub(crate) const CAPACITY: usize = 251;
+/// What a header holds that has no magazine: neither block nor room.
+pub(crate) const NONE: usize = 0;
 
 /// See the module's description.
 #[repr(C, align(2048))]
@@ -46,7 +46,7 @@ pub(crate) struct Magazine {
     depth: AtomicU32,
     class: AtomicUsize,
     /// Read by threads that do not own it: sections that will be aborted, and [`peek`].
-    words: [AtomicUsize; WORDS - 3],
+    words: [AtomicUsize; WORDS],
 }
 
 /// Offset of the link, for sequences that pop a list.
@@ -54,8 +54,8 @@ pub(crate) const LINK: usize = offset_of!(Magazine, link);
 
 const _: () = {
     assert!(size_of::<Magazine>() == MAGAZINE);
-    assert!(offset_of!(Magazine, words) == (HEAD - 1) * 8);
-    assert!(CAPACITY == 251);
+    assert!(offset_of!(Magazine, words) == HEAD * 8);
+    assert!(CAPACITY < WORDS);
 };
 
 // SAFETY: the link is the first word, and nothing else is kept in it; zero is a value for every field.
@@ -73,15 +73,6 @@ pub(crate) fn pool() -> &'static Pool<Magazine> {
     &POOL
 }
 
-/// The stack that unused headers point at: empty and full at once, never written.
-static DUMMY: [usize; 2] = [0, FULL];
-
-/// The top of the dummy.
-#[inline]
-pub(crate) fn dummy_top() -> usize {
-    DUMMY.as_ptr().expose_provenance()
-}
-
 /// A magazine that the holder owns exclusively. It has no destructor: every path hands it on, and a magazine lost in a
 /// thread that a fork cut off is only a leak.
 #[must_use]
@@ -93,9 +84,7 @@ impl Owned {
         let magazine = POOL.get()?;
         let new = Self(magazine);
         let m = new.get();
-        m.words[0].store(0, Relaxed);
-        m.words[WORDS - 4].store(FULL, Relaxed);
-        // Zero when it is new, and then there is no sentinel to be taken away.
+        // All zero when it is new, and then there is a sentinel everywhere.
         if m.capacity.load(Relaxed) == 0 {
             m.capacity.store(CAPACITY as u16, Relaxed);
         }
@@ -113,12 +102,10 @@ impl Owned {
     /// The magazine that `top` points into.
     ///
     /// # Safety
-    /// `top` was the content of a header (not the dummy's), and the caller has just won exclusive ownership of it.
+    /// `top` was the content of a header (not [`NONE`]), and the caller has just won exclusive ownership of it.
     pub(crate) unsafe fn from_top(top: usize) -> Self {
-        let address = top & !(MAGAZINE - 1);
-        let pointer = core::ptr::with_exposed_provenance_mut::<Magazine>(address);
         // SAFETY: no magazine is at address 0.
-        let magazine = Self(unsafe { NonNull::new_unchecked(pointer) });
+        let magazine = Self(unsafe { NonNull::new_unchecked(at(top).cast_mut()) });
         magazine.get().count.store(count_of(top) as u16, Relaxed);
         magazine
     }
@@ -152,16 +139,9 @@ impl Owned {
         debug_assert!(self.is_empty());
         let capacity = capacity.clamp(1, CAPACITY);
         let m = self.get();
-        let old = usize::from(m.capacity.load(Relaxed));
-        if old != capacity {
-            // The sentinel at the physical end stays.
-            if let Some(word) = m.words.get(old + 1).filter(|_| old < CAPACITY) {
-                word.store(0, Relaxed);
-            }
-            if let Some(word) = m.words.get(capacity + 1) {
-                word.store(FULL, Relaxed);
-            }
-            m.capacity.store(capacity as u16, Relaxed);
+        m.capacity.store(capacity as u16, Relaxed);
+        if let Some(sentinel) = m.word(0) {
+            sentinel.store(0, Relaxed);
         }
         m.class.store(class, Relaxed);
     }
@@ -194,7 +174,7 @@ impl Owned {
     /// Takes the topmost pointer.
     pub(crate) fn pop(&mut self) -> Option<usize> {
         let count = self.count();
-        let word = self.get().words.get(count).filter(|_| count > 0)?;
+        let word = self.get().word(count).filter(|_| count > 0)?;
         self.get().count.store(count as u16 - 1, Relaxed);
         Some(word.load(Relaxed))
     }
@@ -202,7 +182,7 @@ impl Owned {
     /// Adds a pointer; false if it is full.
     pub(crate) fn push(&mut self, p: usize) -> bool {
         let count = self.count() + 1;
-        let Some(word) = self.get().words.get(count).filter(|_| count <= self.capacity()) else { return false };
+        let Some(word) = self.get().word(count).filter(|_| count <= self.capacity()) else { return false };
         word.store(p, Relaxed);
         self.get().count.store(count as u16, Relaxed);
         true
@@ -210,9 +190,9 @@ impl Owned {
 
     /// The top to store into a header that is to own this magazine.
     pub(crate) fn top(&self) -> usize {
-        let words = self.0.as_ptr().cast::<usize>();
-        // SAFETY: the count is at most CAPACITY, so the address lies in the magazine.
-        unsafe { words.add(HEAD - 1 + self.count()) }.expose_provenance()
+        let free = self.capacity().saturating_sub(self.count());
+        // The end of a full magazine is where the next one begins, but belongs to this one.
+        self.0.as_ptr().expose_provenance() + MAGAZINE - free * size_of::<usize>()
     }
 
     /// The link of the list that is to own it.
@@ -226,10 +206,35 @@ impl Owned {
     }
 }
 
-/// Pointers below and at `top` in its magazine.
+impl Magazine {
+    /// The word of pointer number `count`, the first being 1; 0 is the sentinel.
+    fn word(&self, count: usize) -> Option<&AtomicUsize> {
+        self.words.get((WORDS - 1 + count).wrapping_sub(usize::from(self.capacity.load(Relaxed))))
+    }
+}
+
+/// The magazine that `top` points into.
+#[inline]
+fn at(top: usize) -> *const Magazine {
+    core::ptr::with_exposed_provenance((top - size_of::<usize>()) & !(MAGAZINE - 1))
+}
+
+/// Pointers below `top` in its magazine, which is a hint unless the caller owns it; 0 for [`NONE`].
 #[inline]
 pub(crate) fn count_of(top: usize) -> usize {
-    (top % MAGAZINE / 8).saturating_sub(HEAD - 1)
+    if top == NONE {
+        return 0;
+    }
+    // SAFETY: tops lead to magazines, which are never unmapped; the field is atomic.
+    let capacity = unsafe { &(*at(top)).capacity }.load(Relaxed);
+    let free = (MAGAZINE - 1 - (top - 1) % MAGAZINE) / size_of::<usize>();
+    usize::from(capacity).saturating_sub(free)
+}
+
+/// Whether nothing can be pushed at `top`.
+#[inline]
+pub(crate) fn is_full(top: usize) -> bool {
+    top.is_multiple_of(MAGAZINE)
 }
 
 /// The depth noted at the head of a list, as a hint; 0 for an empty list.
@@ -243,12 +248,21 @@ pub(crate) fn depth_of(head: usize) -> u32 {
     unsafe { &*core::ptr::addr_of!((*magazine).depth) }.load(Relaxed)
 }
 
-/// The topmost pointer at `top`, 0 if the stack is empty, without owning it.
+/// The word of the topmost pointer at `top`, which is not [`NONE`]: a slot, or the sentinel.
+#[inline]
+pub(crate) fn topmost(top: usize) -> *const usize {
+    core::ptr::with_exposed_provenance(top - size_of::<usize>())
+}
+
+/// The topmost pointer at `top`, 0 if there is none, without owning it.
 #[inline]
 pub(crate) fn peek(top: usize) -> usize {
-    // SAFETY: a top is the address of a slot of a magazine or of the dummy, which are never unmapped, and the slots are
-    // atomics. Others may write the slot at the same time; the value is a hint unless the caller knows better.
-    unsafe { (*core::ptr::with_exposed_provenance::<AtomicUsize>(top)).load(Relaxed) }
+    if top == NONE {
+        return 0;
+    }
+    // SAFETY: below a top is a word of a magazine, which are never unmapped, and the words are
+    // atomics. Others may write it at the same time; the value is a hint unless the caller knows better.
+    unsafe { (*topmost(top).cast::<AtomicUsize>()).load(Relaxed) }
 }
 
 /// A list of magazines that its holder owns.
@@ -331,17 +345,16 @@ mod tests {
             }
             assert!(!m.push(8));
             let top = m.top();
-            assert_eq!(peek(top + 8), FULL);
+            assert!(is_full(top));
             assert_eq!(count_of(top), capacity);
             for i in (0..capacity).rev() {
                 assert_eq!(m.pop(), Some(8 * (i + 1)));
             }
             assert_eq!(m.pop(), None);
-            assert_eq!(peek(m.top()), 0);
-            let sentinels = (0..=CAPACITY).filter(|i| peek(m.top() + 8 * (i + 1)) == FULL).count();
-            assert_eq!(sentinels, if capacity == CAPACITY { 1 } else { 2 });
+            assert_eq!((peek(m.top()), count_of(m.top()), is_full(m.top())), (0, 0, false));
         }
         m.discard();
+        assert_eq!((peek(NONE), count_of(NONE), is_full(NONE)), (0, 0, true));
     }
 
     #[test]
@@ -405,7 +418,7 @@ mod tests {
                 let top = magazine.top();
                 assert_eq!(count_of(top), model.len());
                 assert_eq!(peek(top), model.last().copied().unwrap_or(0));
-                assert_eq!(peek(top + 8) == FULL, model.len() == capacity);
+                assert_eq!(is_full(top), model.len() == capacity);
             }
             while magazine.pop().is_some() {}
             magazine.discard();

@@ -1,8 +1,8 @@
 //! Set-up: the mode is decided once, by the thread whose allocation comes first, and never changes.
 //!
 //! Nobody waits for that thread: whoever comes meanwhile (another thread, a signal handler, a call from inside the
-//! set-up) is served by the central layer. Until then, and in arena mode for ever, both limits of the
-//! [`gate`] are 0 and every call comes through here.
+//! set-up) is served by the central layer. Until then, and in arena mode for ever, both tables of the
+//! [`gate`] are closed and every call comes through here.
 
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};

@@ -71,6 +71,7 @@ compile_error!("restartable sequences exist on Linux only");
 pub mod abi;
 mod arch;
 pub mod features;
+mod ids;
 pub mod membarrier;
 mod mode;
 pub mod own_sequence;
@@ -83,6 +84,7 @@ mod signals;
 pub use abi::Errno;
 pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, with_thread_words};
 pub use features::{FeatureSize, Registrar};
+pub use ids::possible_ids;
 pub use mode::{IndexKind, Mode, ModeWithIndex, Unavailable};
 pub use registration::{current_mode, ensure_thread, mode, thread_is_registered};
 

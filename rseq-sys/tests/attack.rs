@@ -99,12 +99,16 @@ fn lists_by_cpu() {
 /// Tables for the stacks; each can be opened once.
 mod tables {
     pub(crate) mod by_concurrency_id {
-        pub(crate) static TABLE: rseq_sys::sequence::Stacks<{ crate::data::SHIFT }> = rseq_sys::sequence::Stacks::new();
-        rseq_sys::stack_functions!(TABLE, crate::data::SHIFT);
+        use crate::data::{SHIFT, STACK};
+        use rseq_sys::sequence::Stacks;
+        pub(crate) static TABLE: Stacks<SHIFT, STACK> = Stacks::new();
+        rseq_sys::stack_functions!(TABLE, SHIFT, STACK);
     }
     pub(crate) mod by_cpu {
-        pub(crate) static TABLE: rseq_sys::sequence::Stacks<{ crate::data::SHIFT }> = rseq_sys::sequence::Stacks::new();
-        rseq_sys::stack_functions!(TABLE, crate::data::SHIFT);
+        use crate::data::{SHIFT, STACK};
+        use rseq_sys::sequence::Stacks;
+        pub(crate) static TABLE: Stacks<SHIFT, STACK> = Stacks::new();
+        rseq_sys::stack_functions!(TABLE, SHIFT, STACK);
     }
 }
 

@@ -65,8 +65,8 @@ pub(crate) fn reserve(size: usize, align: usize) -> Option<NonNull<u8>> {
     map_aligned(size, align, libc::PROT_NONE, libc::MAP_NORESERVE)
 }
 
-/// A reservation of `wanted` bytes (a power of two times `least`), or half of it, and so on down to `least` (a
-/// power of two), where the address space is limited or nearly full. Returns its start and size.
+/// A reservation of `wanted` bytes (a power of two times `least`), or half of it, and so on down to `least` (whole OS
+/// pages), where the address space is limited or nearly full. Returns its start and size.
 ///
 /// Under `RLIMIT_AS` ([getrlimit(2)](https://man7.org/linux/man-pages/man2/getrlimit.2.html)) it asks for no more
 /// than a sixteenth of the limit from the start: untouched address space counts there as much as memory.
@@ -109,6 +109,18 @@ pub(crate) unsafe fn commit(start: NonNull<u8>, len: usize) -> bool {
         // SAFETY: the range is the caller's, and gaining access breaks nothing that relied on having none.
         unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) == 0 }
     })
+}
+
+/// Makes a part of a reservation readable: all zeroes, which take no memory. False if the kernel refuses, with nothing
+/// changed.
+///
+/// # Safety
+///
+/// As for [`commit`].
+#[must_use]
+pub(crate) unsafe fn make_readable(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the range is the caller's, and gaining access breaks nothing that relied on having none.
+    keep_errno(|| unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ) == 0 })
 }
 
 /// A readable and writable mapping of `len` zero bytes aligned to `align` (a power of two).

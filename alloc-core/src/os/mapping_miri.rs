@@ -42,6 +42,16 @@ pub(crate) unsafe fn commit(_start: NonNull<u8>, _len: usize) -> bool {
 }
 
 /// See the real module.
+///
+/// # Safety
+///
+/// As there.
+#[must_use]
+pub(crate) unsafe fn make_readable(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+/// See the real module.
 pub(crate) fn map(len: usize, align: usize) -> Option<NonNull<u8>> {
     if len > 4 * ADDRESS_SPACE {
         return None;

@@ -7,8 +7,8 @@
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
 use super::protocol::Place;
-use super::{Access, Miss, Shard};
-use crate::magazine::{self, Owned};
+use super::{Access, Miss, STACK, Shard};
+use crate::magazine::{self, NONE, Owned};
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
 use core::mem::size_of;
@@ -85,11 +85,9 @@ fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<OnArena> {
     let mut shard = arena.shard.load(Ordering::Relaxed);
     if shard.is_null() {
         shard = meta::alloc(size_of::<Shard>(), align_of::<Shard>())?.as_ptr().cast();
-        // SAFETY: fresh zeroed memory of the right size and alignment, for which zero is a value.
-        unsafe { &*shard }.init();
         arena.shard.store(shard, Ordering::Release);
     }
-    // SAFETY: shards are never freed.
+    // SAFETY: shards are never freed, and zero is a value.
     Some(OnArena { shard: unsafe { &*shard }, _guard: guard })
 }
 
@@ -105,8 +103,8 @@ impl Access for OnArena {
     }
 
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
-        // SAFETY: the lock guards header and stack; blocks are neither 0 nor 1.
-        if unsafe { push_plain(self.shard.top(bin).as_ptr(), block) } { Ok(()) } else { Err(Miss::Differs) }
+        // SAFETY: the lock guards header and stack; blocks are not 0.
+        if unsafe { push_plain::<STACK>(self.shard.top(bin).as_ptr(), block) } { Ok(()) } else { Err(Miss::Differs) }
     }
 
     fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
@@ -144,8 +142,8 @@ impl OnArena {
     /// Takes all magazines out.
     pub(super) fn drain(&self, list: &mut magazine::List) {
         for top in self.shard.headers() {
-            let old = top.swap(magazine::dummy_top(), Ordering::Relaxed);
-            if old != magazine::dummy_top() {
+            let old = top.swap(NONE, Ordering::Relaxed);
+            if old != NONE {
                 // SAFETY: the lock gives us the header, and so the magazine.
                 list.push(unsafe { Owned::from_top(old) });
             }

@@ -5,7 +5,7 @@
 
 use super::protocol::{self, Place, Taken};
 use super::{Shard, arena, gate, vcpu};
-use crate::magazine::{List, Owned, dummy_top};
+use crate::magazine::{List, NONE, Owned};
 use crate::os::futex::{Lock, Locked};
 use crate::size_class::BINS;
 use crate::{central, depot};
@@ -50,7 +50,7 @@ impl Place for Shard {
 fn drain(shards: &[&Shard], list: &mut List) -> bool {
     let mut old = OLD.lock();
     let fence = || rseq_sys::membarrier::fence().is_ok();
-    let drained = protocol::drain(shards, &mut *old, dummy_top(), fence, |shard, taken| match taken {
+    let drained = protocol::drain(shards, &mut *old, NONE, fence, |shard, taken| match taken {
         Taken::List(head) => {
             // SAFETY: the protocol gives the drainer the whole chain.
             let bytes = unsafe { list.append_chain(head) };
@@ -62,7 +62,7 @@ fn drain(shards: &[&Shard], list: &mut List) -> bool {
     if drained {
         DRAINS.fetch_add(1, Ordering::Relaxed);
     } else {
-        // Without a fence nobody takes from another vCPU's shard, so only its own threads install the dummy.
+        // Without a fence nobody takes from another vCPU's shard, so only its own threads take the magazines out.
         vcpu::drain_own(list);
     }
     drained

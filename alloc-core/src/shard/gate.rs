@@ -1,75 +1,80 @@
 //! The gate: which vCPU shards exist, and who may use them.
 //!
-//! There are two tables over the same headers. [`FAST`] is what inlined code compares its id with; [`SHARDS`] is what
-//! the slow path uses. Their limits are equal, except that `FAST` is 0 while the gate is closed. It is closed for good
-//! when a thread turns up on a slow path that is not registered although the C library registers all of them: under
-//! `mm_cid` its id reads as a valid one. That limits the damage and does not undo it: what such a thread did on the
-//! inlined path before went unprotected. Under `cpu_id` its id is all ones, and nothing happens. A checked
-//! mode would close it too.
+//! The shards lie side by side, one for each id that the kernel may hand out, in memory that reads as zero: a shard
+//! without magazines. So nothing depends on how many ids come up, in which order, or on hot-plug; a call with an id that
+//! was never seen finds no magazine and comes to the slow path, which makes that shard writable first.
 //!
-//! An id at or beyond the limit leads to the slow path, which initialises the shards up to it and raises the limit. So
-//! nothing depends on the number of possible CPUs, on holes between them or on hot-plug. Limits are recomputed under
-//! one lock, each time from the shards that exist and from whether the gate is closed.
+//! There are two tables over the same shards. [`FAST`] is what inlined code uses, [`SHARDS`] what the slow path uses.
+//! They are equal, except that `FAST` is closed for good when a thread turns up on a slow path that is not registered
+//! although the C library registers all of them: under `mm_cid` its id reads as a valid one. That limits the damage and
+//! does not undo it: what such a thread did on the inlined path before went unprotected. Under `cpu_id` its id is
+//! negative, and nothing happens.
 
-use super::{SHARD_SHIFT, Shard};
+use super::{SHARD_SHIFT, STACK, Shard};
 use crate::os::{futex::Lock, mapping};
 use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Stacks, Vcpu};
 
 /// What inlined code uses.
-pub(crate) static FAST: Stacks<SHARD_SHIFT> = Stacks::new();
+pub(crate) static FAST: Stacks<SHARD_SHIFT, STACK> = Stacks::new();
 /// `pop` and `push` over [`FAST`]: the two sequences of the hit path.
 pub(crate) mod fast {
-    rseq_sys::stack_functions!(super::FAST, crate::shard::SHARD_SHIFT);
+    rseq_sys::stack_functions!(super::FAST, crate::shard::SHARD_SHIFT, crate::shard::STACK);
 }
 
 /// What the code behind the gate uses.
-pub(crate) static SHARDS: Stacks<SHARD_SHIFT> = Stacks::new();
+pub(crate) static SHARDS: Stacks<SHARD_SHIFT, STACK> = Stacks::new();
 
-/// Address space for this many shards; more than any kernel configuration has CPUs (8192 on x86-64).
+/// Address space for this many shards, if it is to be had; no kernel configuration has more CPUs (8192 on x86-64). A
+/// process that is restored onto a larger machine finds its shards.
 const SHARDS_MAX: usize = 8192;
-/// With less than this there is no point in vCPU shards.
-const SHARDS_MIN: usize = 64;
+/// Places before the first shard, for threads that have no id: all ones, or -2 where libc's registration was refused.
+const BELOW: usize = 2;
 
-/// Start of the shards, and how many there is address space for.
+/// The shard of the id 0, and how many there is address space for.
 static BASE: AtomicPtr<Shard> = AtomicPtr::new(null_mut());
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
-
-/// Guards the limits and what they follow from.
+/// Shards that can be written: those of the ids below.
+static LIMIT: AtomicUsize = AtomicUsize::new(0);
+/// Held while the limit is raised.
 static LIMITS: Lock = Lock::new();
-/// Whether the gate is closed for good.
-static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Opens both tables for `vcpu`, over address space without any shard yet; false if there is none to be had. The limits
-/// are raised by the first call that comes with an id.
+/// Opens both tables for `vcpu`, over shards that can only be read; false if there is no address space for all that may
+/// be wanted, or no fence where one is needed.
 pub(crate) fn open(vcpu: Vcpu) -> bool {
     let mut base = BASE.load(Ordering::Relaxed);
     // Not null if an earlier set-up came this far and was cut off, by a fork.
     if base.is_null() {
-        let least = SHARDS_MIN * size_of::<Shard>();
-        let Some((start, bytes)) = mapping::reserve_up_to(SHARDS_MAX * size_of::<Shard>(), least, mapping::page_size())
-        else {
+        let Some(ids) = rseq_sys::possible_ids() else { return false };
+        // In OS pages, in which it is made writable.
+        let below = (BELOW * size_of::<Shard>()).next_multiple_of(mapping::page_size());
+        let least = below + (ids * size_of::<Shard>()).next_multiple_of(mapping::page_size());
+        let wanted = least * SHARDS_MAX.div_ceil(ids).next_power_of_two();
+        let Some((start, bytes)) = mapping::reserve_up_to(wanted, least, mapping::page_size()) else {
             return false;
         };
+        // SAFETY: the reservation is ours, and nobody relies on having no access.
+        if !unsafe { mapping::make_readable(start, bytes) } {
+            return false;
+        }
         mapping::name(start, bytes, c"rseq-alloc: shards");
-        base = start.as_ptr().cast();
-        RESERVED.store(bytes / size_of::<Shard>(), Ordering::Relaxed);
+        // SAFETY: a few shards into the reservation.
+        base = unsafe { start.as_ptr().add(below) }.cast();
+        RESERVED.store((bytes - below) / size_of::<Shard>(), Ordering::Relaxed);
         BASE.store(base, Ordering::Relaxed);
     }
-    // SAFETY: the limits are raised only once the mode is decided, which is after this; the reservation stays.
-    unsafe { SHARDS.open(vcpu, base.cast()) };
-    // SAFETY: as above.
-    unsafe { FAST.open(vcpu, base.cast()) };
-    true
+    // SAFETY: both tables are new, or were not opened to the end. The reservation reads as zero from BELOW places before
+    // the base to the last id there can be, and stays.
+    unsafe { SHARDS.open(vcpu, base.cast()) && FAST.open(vcpu, base.cast()) }
 }
 
-/// The shard of a vCPU that is served already.
+/// The shard of a vCPU that can be written already.
 #[inline]
 pub(crate) fn existing(id: u32) -> Option<&'static Shard> {
-    if (id as usize) < SHARDS.limit() {
-        // SAFETY: shards below the limit are usable memory, initialised, and stay so.
+    if (id as usize) < LIMIT.load(Ordering::Acquire) {
+        // SAFETY: shards below the limit are usable memory and stay so; zero is a value.
         Some(unsafe { &*BASE.load(Ordering::Relaxed).add(id as usize) })
     } else {
         None
@@ -82,7 +87,7 @@ pub(crate) fn shard(id: u32) -> Option<&'static Shard> {
     existing(id).or_else(|| raise(id))
 }
 
-/// Initialises the shards up to that of `id` and raises the limits.
+/// Makes the shards up to that of `id` writable.
 #[cold]
 fn raise(id: u32) -> Option<&'static Shard> {
     let wanted = id as usize + 1;
@@ -90,61 +95,38 @@ fn raise(id: u32) -> Option<&'static Shard> {
         return None;
     }
     let _guard = LIMITS.lock();
-    let limit = SHARDS.limit();
+    let limit = LIMIT.load(Ordering::Relaxed);
     if wanted <= limit {
         return existing(id);
     }
-    let base = BASE.load(Ordering::Relaxed);
-    // Whole OS pages; the shards on the last one that are not asked for stay beyond the limit.
+    // Whole OS pages; shards beyond the limit on the last one are not used before it is raised to them.
     let os_page = mapping::page_size();
     let from = (limit * size_of::<Shard>()).next_multiple_of(os_page);
     let to = (wanted * size_of::<Shard>()).next_multiple_of(os_page);
     if to > from {
         // SAFETY: inside the reservation, which is a multiple of the OS page.
-        let start = unsafe { base.cast::<u8>().add(from) };
+        let start = unsafe { BASE.load(Ordering::Relaxed).cast::<u8>().add(from) };
         // SAFETY: as above, and not null.
         if !unsafe { mapping::commit(NonNull::new_unchecked(start), to - from) } {
             return None;
         }
     }
-    for index in limit..wanted {
-        // SAFETY: usable memory now, zeroed by the kernel, for which zero is a value.
-        unsafe { &*base.add(index) }.init();
-    }
-    // Lets no running section see the new limit with the old memory.
-    if rseq_sys::membarrier::fence().is_err() && !rseq_sys::LOADS_IN_ORDER {
-        return None;
-    }
-    // SAFETY: all headers below `wanted` point at the dummy, and a fence (or the order of x86) lies in between.
-    unsafe { SHARDS.set_limit(wanted) };
-    set_fast_limit();
+    LIMIT.store(wanted, Ordering::Release);
     existing(id)
-}
-
-/// Recomputes what inlined code compares with. Under the lock of the limits.
-fn set_fast_limit() {
-    let limit = if CLOSED.load(Ordering::Relaxed) { 0 } else { SHARDS.limit() };
-    // SAFETY: no larger than the other limit, whose headers are initialised.
-    unsafe { FAST.set_limit(limit) };
 }
 
 /// Sends every call to the slow path from now on.
 #[cold]
 pub(crate) fn close_for_good() {
-    if CLOSED.load(Ordering::Relaxed) {
-        return;
-    }
-    let _guard = LIMITS.lock();
-    CLOSED.store(true, Ordering::Relaxed);
-    set_fast_limit();
+    FAST.close();
 }
 
 /// Shards in use.
 pub(crate) fn shards() -> impl Iterator<Item = &'static Shard> {
-    (0..SHARDS.limit()).filter_map(|id| existing(id as u32))
+    (0..LIMIT.load(Ordering::Acquire)).filter_map(|id| existing(id as u32))
 }
 
-/// The lock of the limits, for the fork handlers.
+/// The lock of the limit, for the fork handlers.
 pub(crate) fn lock() -> &'static Lock {
     &LIMITS
 }

@@ -23,7 +23,7 @@ mod protocol;
 pub(crate) mod vcpu;
 
 use crate::fatal::{self, Seen};
-use crate::magazine::{self, Owned, depth_of, dummy_top, peek};
+use crate::magazine::{self, MAGAZINE, NONE, Owned, depth_of, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
 use crate::{central, decay, depot};
 use core::mem::{offset_of, size_of};
@@ -31,6 +31,8 @@ use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// `log2` of the bytes of a shard.
 pub(crate) const SHARD_SHIFT: u32 = 12;
+/// Where a stack of pointers ends, see [`rseq_sys::sequence::Stacks`]: a magazine is one.
+pub(crate) const STACK: usize = MAGAZINE;
 
 /// Bytes of filled magazines that a list keeps before the depot gets them. Two threads with bursts of 1000 blocks took
 /// 8.7 to 9.8 ns per block without such lists and 4.3 ns with them.
@@ -40,7 +42,7 @@ const EMPTY_DEPTH: u32 = 16;
 /// Misses of a class after which its magazines become deeper.
 const GROW_AFTER: u8 = 16;
 
-/// See the module's description. All zero is a shard whose headers are not initialised; see [`Shard::init`].
+/// See the module's description. All zero is a shard without magazines.
 #[repr(C, align(4096))]
 pub(crate) struct Shard {
     /// Tops of the loaded magazines. First, so that a bin's displacement is `bin * 8`.
@@ -63,13 +65,6 @@ const _: () = {
 };
 
 impl Shard {
-    /// Makes all headers point at the dummy.
-    pub(crate) fn init(&self) {
-        for top in &self.tops {
-            top.store(dummy_top(), Ordering::Relaxed);
-        }
-    }
-
     fn top(&self, bin: usize) -> &AtomicUsize {
         &self.tops[if bin < BINS { bin } else { 0 }]
     }
@@ -260,7 +255,7 @@ fn install(access: &impl Access, bin: usize, top: usize, magazine: Owned) {
 
 /// Takes care of the magazine that a header held until the caller replaced it.
 fn retire(access: &impl Access, top: usize) {
-    if top != dummy_top() {
+    if top != NONE {
         // SAFETY: winning the replacement gave the caller exclusive ownership.
         stash(access, unsafe { Owned::from_top(top) });
     }
@@ -349,7 +344,7 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
         }
         return Visit::Again;
     }
-    if peek(top + size_of::<usize>()) != rseq_sys::sequence::FULL {
+    if !magazine::is_full(top) {
         return Visit::Again;
     }
     let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
@@ -386,13 +381,7 @@ impl Shard {
             .tops
             .iter()
             .enumerate()
-            .map(|(bin, top)| {
-                let top = top.load(Ordering::Relaxed);
-                if top == dummy_top() || top == 0 {
-                    return 0;
-                }
-                magazine::count_of(top) * class(class_of_bin(bin)).size as usize
-            })
+            .map(|(bin, top)| magazine::count_of(top.load(Ordering::Relaxed)) * class(class_of_bin(bin)).size as usize)
             .sum();
         Usage {
             cached: loaded + (self.cached.load(Ordering::Relaxed) as isize).max(0) as usize,

@@ -3,20 +3,20 @@
 //! ```text
 //!   seal the shards
 //!   fence 1       every slow commit that did not see the seal has ended; from here on the lists are ours
-//!   exchange each header with the dummy
+//!   exchange each header with "no magazine"
 //!   fence 2       every pop or push that had read the old top has committed or was aborted
-//!   a header that still is the dummy: what the exchange returned is ours alone
+//!   a header that still says so: what the exchange returned is ours alone
 //!   any other: a commit in flight came after the exchange and put the magazine back; leave it
 //!   unseal
 //! ```
 //!
 //! Why it is sound. A section that read the old top before the exchange either commits before fence 2, and then its
-//! plain store overwrites the dummy and the last step sees it; or it is aborted. A section that starts after the
-//! exchange finds the dummy, which is both empty and full, so it goes to the slow path, which looks at the seal inside
-//! its section. Sections with the seal unseen have ended at fence 1, so after it no header changes by a replacement,
-//! and after fence 2 a header that is the dummy stays so until we unseal. Slow paths never install the dummy
-//! (`drain_own` does, under the drainer's lock), so a header can be the dummy again by nobody's hand but ours. One
-//! fence serves all shards of a batch.
+//! plain store overwrites what we put there, and the last step sees it; or it is aborted. A section that starts after the
+//! exchange finds no magazine, so it goes to the slow path, which looks at the seal inside its section. Sections with
+//! the seal unseen have ended at fence 1, so after it no header changes by a replacement, and after fence 2 a header
+//! without a magazine stays so until we unseal. Slow paths never take a magazine away without putting another in its
+//! place (`drain_own` does, under the drainer's lock), so a header can be without by nobody's hand but ours. One fence
+//! serves all shards of a batch.
 //!
 //! With a single fence the exchange and a commit in flight race: the drainer would take a magazine that a section still
 //! owns. A first fence that fails ends the drain before anything was changed. A second one that fails, which takes a
@@ -73,11 +73,12 @@ pub(crate) enum Taken {
 }
 
 /// Takes all magazines out of `places` and gives them to `take`. False if there was no fence, and then nothing was
-/// changed. `old` has room for the headers of each place.
+/// changed. `old` has room for the headers of each place; `none` is
+/// what a header holds that has no magazine.
 pub(crate) fn drain<P: Place, const HEADERS: usize>(
     places: &[&P],
     old: &mut [[usize; HEADERS]],
-    dummy: usize,
+    none: usize,
     mut fence: impl FnMut() -> bool,
     mut take: impl FnMut(&P, Taken),
 ) -> bool {
@@ -97,13 +98,13 @@ pub(crate) fn drain<P: Place, const HEADERS: usize>(
         for (place, old) in places.iter().zip(old.iter_mut()) {
             for (header, old) in place.headers().zip(old) {
                 // Most headers of most shards have never been used; those cost a load.
-                *old = if header.load() == dummy { dummy } else { header.swap(dummy) };
+                *old = if header.load() == none { none } else { header.swap(none) };
             }
         }
         if cfg!(rseq_fault = "drain_once") || fence() {
             for (place, old) in places.iter().zip(old.iter()) {
                 for (header, &old) in place.headers().zip(old) {
-                    if old != dummy && header.load() == dummy {
+                    if old != none && header.load() == none {
                         take(place, Taken::Top(old));
                     }
                 }

@@ -149,10 +149,9 @@ fn a_shard_starts_empty_and_full() {
     let shard = crate::meta::alloc(size_of::<Shard>(), align_of::<Shard>()).unwrap();
     // SAFETY: fresh zeroed memory of the right size and alignment.
     let shard: &Shard = unsafe { shard.cast().as_ref() };
-    shard.init();
     for bin in 0..BINS {
-        assert_eq!(peek(shard.top(bin).load(Ordering::Relaxed)), 0);
-        assert_eq!(peek(shard.top(bin).load(Ordering::Relaxed) + 8), rseq_sys::sequence::FULL);
+        let top = shard.top(bin).load(Ordering::Relaxed);
+        assert!(peek(top) == 0 && magazine::is_full(top));
         assert_eq!(bin_at(displacement(bin)), bin);
     }
     assert_eq!(shard.usage().cached, 0);

@@ -6,7 +6,7 @@
 
 use super::protocol::Place;
 use super::{Access, Miss, Shard, displacement, gate};
-use crate::magazine::{LINK, List, Owned, dummy_top};
+use crate::magazine::{LINK, List, NONE, Owned, topmost};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
 
@@ -73,7 +73,7 @@ impl Access for OnVcpu {
     }
 
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
-        // SAFETY: as for `pop`; blocks are aligned addresses of user memory, neither 0 nor 1.
+        // SAFETY: as for `pop`; blocks are addresses of user memory, not 0.
         unsafe { gate::SHARDS.retry_push(displacement(bin), block) }.map_err(retried)
     }
 
@@ -85,9 +85,8 @@ impl Access for OnVcpu {
 
     fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
         let header = self.shard.top(bin).as_ptr();
-        let slot = core::ptr::with_exposed_provenance(top);
         // SAFETY: the header belongs to the shard of `id`, and keeps what it holds; tops point into memory that stays.
-        unsafe { self.vcpu.compare_compare_store(self.id, header, top, slot, block, top) }.committed()
+        unsafe { self.vcpu.compare_compare_store(self.id, header, top, topmost(top), block, top) }.committed()
     }
 
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
@@ -114,9 +113,9 @@ pub(super) fn drain_own(list: &mut List) {
     let Some(own) = OnVcpu::current() else { return };
     for top in own.shard.headers() {
         let old = top.load(Ordering::Relaxed);
-        // SAFETY: the header belongs to the shard of `id`; the dummy is a stack that nobody writes.
-        let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, dummy_top()) };
-        if old != dummy_top() && outcome.committed() {
+        // SAFETY: the header belongs to the shard of `id`; it may hold no magazine.
+        let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, NONE) };
+        if old != NONE && outcome.committed() {
             // SAFETY: the commit gave us the magazine.
             list.push(unsafe { Owned::from_top(old) });
         }

@@ -26,7 +26,9 @@ __rseq_sys_block_0:
     .word 0, -1
     .xword 0
     .word 0, -1, -1, 0
-    .zero 96
+    .zero 32
+    .word 0, -1
+    .zero 56
     .popsection
     "#
 );

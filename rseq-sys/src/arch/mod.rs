@@ -35,11 +35,12 @@ pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER};
 #[repr(C, align(64))]
 pub(crate) struct OwnBlock {
     /// A `struct rseq` and its room to grow. `cpu_id`, `node_id` and `mm_cid` start as all ones, so that a thread
-    /// which nobody registered fails every comparison of its id with a limit.
+    /// which nobody registered is told from all that have an id.
     pub(crate) area: [u8; 64],
     /// What registration did with this thread; starts as 0.
     pub(crate) state: AtomicU32,
-    pad: u32,
+    /// All ones for ever: what a table reads in place of an id before it is opened.
+    no_id: u32,
     /// Words for the library that embeds this crate; start as 0.
     pub(crate) user: [AtomicUsize; 4],
     reserve: [u8; 24],
@@ -49,8 +50,12 @@ const _: () = {
     assert!(size_of::<OwnBlock>() == 128);
     assert!(offset_of!(OwnBlock, area) == 0);
     assert!(offset_of!(OwnBlock, state) == 64);
+    assert!(offset_of!(OwnBlock, no_id) == NO_ID);
     assert!(offset_of!(OwnBlock, user) == 72);
 };
+
+/// Where a word of the own block is that always holds all ones.
+pub(crate) const NO_ID: usize = 68;
 
 /// The calling thread's block.
 #[inline]

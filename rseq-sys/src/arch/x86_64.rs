@@ -27,7 +27,9 @@ __rseq_sys_block_0:
     .long 0, -1
     .quad 0
     .long 0, -1, -1, 0
-    .zero 96
+    .zero 32
+    .long 0, -1
+    .zero 56
     .popsection
     "#
 );

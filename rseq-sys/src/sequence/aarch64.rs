@@ -123,18 +123,14 @@ macro_rules! on_abort {
     };
 }
 
-/// Header address in `id`, its content in `t`. Ends the section through `$away` where the id is not served.
+/// Header address in `id`, its content in `t`. The id is extended with its sign, so that all ones stand for the place
+/// before the first.
 macro_rules! header {
-    ($away:literal) => {
+    () => {
         concat!(
             "ldr {t}, [{g}, #8]\n",
-            "ldr {id:w}, [{off}, {t}]\n",
+            "ldrsw {id}, [{off}, {t}]\n",
             "ldr {t}, [{g}, #16]\n",
-            "cmp {id}, {t}\n",
-            "b.hs ",
-            $away,
-            "\n",
-            "ldr {t}, [{g}, #24]\n",
             "add {id}, {t}, {id}, lsl #{shift}\n",
             "add {id}, {id}, {x}\n",
             "ldr {t}, [{id}]\n",
@@ -164,7 +160,7 @@ macro_rules! push_unless_twice {
         concat!(
             "cmp {off}, {p}\n",
             "b.eq {away}\n",
-            "str {p}, [{t}, #8]!\n",
+            "str {p}, [{t}], #8\n",
             "str {t}, [{id}]\n", // commit
         )
     };
@@ -173,7 +169,7 @@ macro_rules! push_unless_twice {
 #[cfg(rseq_fault = "commit_early")]
 macro_rules! push_unless_twice {
     () => {
-        concat!("str {p}, [{t}, #8]!\n", "str {t}, [{id}]\n", "cmp {off}, {p}\n", "b.eq {away}\n")
+        concat!("str {p}, [{t}], #8\n", "str {t}, [{id}]\n", "cmp {off}, {p}\n", "b.eq {away}\n")
     };
 }
 
@@ -191,8 +187,9 @@ pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8
         asm!(
             "mov {r}, xzr",
             enter!("ldr {t}, [{g}]"),
-            header!("3f"),
-            "ldr {r}, [{t}]",
+            header!(),
+            "cbz {t}, 3f",
+            "ldur {r}, [{t}, #-8]",
             unless_empty!(),
             "sub {t}, {t}, #8",
             "str {t}, [{id}]", // commit
@@ -218,15 +215,15 @@ pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8
 /// # Safety
 /// `g` is a [`super::Stacks`]; its contract holds.
 #[inline(always)]
-pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
-    // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
+pub(super) unsafe fn push<const SHIFT: u32, const STACK: usize>(g: *const usize, x: usize, p: usize) -> bool {
+    // SAFETY: as in `pop`; the place after the top is a slot of the same stack, for it is not the stack's end.
     unsafe {
         asm!(
             enter!("ldr {t}, [{g}]"),
-            header!("{away}"),
-            "ldp {off}, {s}, [{t}]",
-            "cmp {s}, #1",
+            header!(),
+            "tst {t}, #{last}",
             "b.eq {away}",
+            "ldur {off}, [{t}, #-8]",
             push_unless_twice!(),
             "3:",
             on_abort!("b {away}"),
@@ -238,6 +235,7 @@ pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize)
             id = out(reg) _,
             s = out(reg) _,
             shift = const SHIFT,
+            last = const STACK - 1,
             aborts = sym ABORTS,
             away = label { return false },
             options(nostack)

@@ -8,10 +8,10 @@
 //! what rseq promises (sections of one vCPU never interleave), only slower, so everything built on sequences behaves
 //! the same; no section is ever aborted.
 
-use super::{Attempt, FULL};
+use super::Attempt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Pops from the stack whose top is in `header`; 0 if it is empty.
+/// Pops from the stack of `header`; 0 if it is empty or there is none.
 ///
 /// # Safety
 /// Nobody else uses the header or its stack during the call; both are valid as described at [`super::Stacks`].
@@ -20,35 +20,39 @@ pub unsafe fn pop_plain(header: *mut usize) -> usize {
     // SAFETY: the header is a valid word.
     let header = unsafe { word(header) };
     let top = header.load(Ordering::Relaxed);
-    // SAFETY: the header holds the address of a slot.
-    let p = unsafe { word(core::ptr::with_exposed_provenance(top)) }.load(Ordering::Relaxed);
+    if top == 0 {
+        return 0;
+    }
+    let below = top - size_of::<usize>();
+    // SAFETY: below the place after the topmost pointer is a slot, or the sentinel.
+    let p = unsafe { word(core::ptr::with_exposed_provenance(below)) }.load(Ordering::Relaxed);
     if p != 0 {
-        // A slot that does not hold 0 has another below it.
-        header.store(top - size_of::<usize>(), Ordering::Relaxed);
+        header.store(below, Ordering::Relaxed);
     }
     p
 }
 
-/// Pushes `p` on the stack whose top is in `header`; false if it is full or `p` is the topmost pointer.
+/// Pushes `p` on the stack of `header`, whose stacks end at multiples of `STACK` bytes; false if it is full, there is
+/// none, or `p` is the topmost pointer.
 ///
 /// # Safety
 /// As for [`pop_plain`].
 #[inline]
-pub unsafe fn push_plain(header: *mut usize, p: usize) -> bool {
+pub unsafe fn push_plain<const STACK: usize>(header: *mut usize, p: usize) -> bool {
     // SAFETY: the header is a valid word.
     let header = unsafe { word(header) };
     let top = header.load(Ordering::Relaxed);
-    // SAFETY: the header holds the address of a slot.
-    let slot = unsafe { word(core::ptr::with_exposed_provenance(top)) };
-    let above = top + size_of::<usize>();
-    // SAFETY: every slot that is not the upper sentinel has another above it.
-    let free = unsafe { word(core::ptr::with_exposed_provenance(above)) };
-    if free.load(Ordering::Relaxed) == FULL || slot.load(Ordering::Relaxed) == p {
+    if top.is_multiple_of(STACK) {
         return false;
     }
-    // The slot above the top is free, for it does not hold the sentinel.
-    free.store(p, Ordering::Relaxed);
-    header.store(above, Ordering::Relaxed);
+    // SAFETY: below the place after the topmost pointer is a slot, or the sentinel.
+    let topmost = unsafe { word(core::ptr::with_exposed_provenance(top - size_of::<usize>())) };
+    if topmost.load(Ordering::Relaxed) == p {
+        return false;
+    }
+    // SAFETY: what is not the stack's end is a free slot.
+    unsafe { word(core::ptr::with_exposed_provenance(top)) }.store(p, Ordering::Relaxed);
+    header.store(top + size_of::<usize>(), Ordering::Relaxed);
     true
 }
 
@@ -65,15 +69,14 @@ fn exclusively<R>(section: impl FnOnce() -> R) -> R {
     result
 }
 
-/// The header at displacement `x` for vCPU 0 of the table at `g`, if it is served.
+/// The header at displacement `x` for vCPU 0 of the table at `g`.
 ///
 /// # Safety
 /// `g` is a [`super::Stacks`].
-unsafe fn header(g: *const usize, x: usize) -> Option<*mut usize> {
-    // SAFETY: the table has four words, of which the third is the limit and the fourth the base.
-    let (limit, base) = unsafe { (&*g.add(2).cast::<AtomicUsize>(), &*g.add(3).cast::<AtomicUsize>()) };
-    (limit.load(Ordering::Acquire) > 0)
-        .then(|| core::ptr::with_exposed_provenance_mut(base.load(Ordering::Relaxed) + x))
+unsafe fn header(g: *const usize, x: usize) -> *mut usize {
+    // SAFETY: the third word of the table is the base.
+    let base = unsafe { &*g.add(2).cast::<AtomicUsize>() };
+    core::ptr::with_exposed_provenance_mut(base.load(Ordering::Acquire) + x)
 }
 
 /// See [`super::Stacks::pop`].
@@ -82,7 +85,7 @@ unsafe fn header(g: *const usize, x: usize) -> Option<*mut usize> {
 /// `g` is a [`super::Stacks`]; its contract holds.
 pub unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8 {
     // SAFETY: by contract; the lock guards the header.
-    let p = exclusively(|| unsafe { header(g, x).map_or(0, |h| pop_plain(h)) });
+    let p = exclusively(|| unsafe { pop_plain(header(g, x)) });
     core::ptr::with_exposed_provenance_mut(p)
 }
 
@@ -90,9 +93,9 @@ pub unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8 {
 ///
 /// # Safety
 /// `g` is a [`super::Stacks`]; its contract holds.
-pub unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
+pub unsafe fn push<const SHIFT: u32, const STACK: usize>(g: *const usize, x: usize, p: usize) -> bool {
     // SAFETY: by contract; the lock guards the header.
-    exclusively(|| unsafe { header(g, x).is_some_and(|h| push_plain(h, p)) })
+    exclusively(|| unsafe { push_plain::<STACK>(header(g, x), p) })
 }
 
 /// The one id there is.

@@ -2,42 +2,70 @@
 //! in the portable stand-in alike. Concurrency is tested in the crate's integration tests.
 
 use super::*;
-use crate::registration;
+use crate::{possible_ids, registration};
 extern crate std;
 
 const SHIFT: u32 = 12;
-/// Ids served in these tests; more than the machine has CPUs to use at a time.
-const IDS: usize = 64;
+/// Bytes of a stack: a sentinel and four slots, after three words that are not used.
+const STACK: usize = 64;
+const SLOTS: usize = 4;
+/// Headers are at this displacement.
+const AT: usize = 16;
 
-/// A table with one stack of four slots for each id, at displacement 16.
+#[repr(align(64))]
+struct Stack([usize; STACK / size_of::<usize>()]);
+
+impl Stack {
+    const FIRST: usize = STACK / size_of::<usize>() - SLOTS;
+
+    fn empty() -> Self {
+        let mut words = [7; STACK / size_of::<usize>()];
+        words[Self::FIRST - 1] = 0;
+        Self(words)
+    }
+
+    fn top(&mut self) -> usize {
+        self.0[Self::FIRST..].as_mut_ptr().expose_provenance()
+    }
+}
+
+/// A table with one stack of four slots for each id.
 struct Fixture {
-    table: Stacks<SHIFT>,
+    table: Stacks<SHIFT, STACK>,
     vcpu: Option<Vcpu>,
-    shards: std::vec::Vec<usize>,
-    stacks: std::vec::Vec<[usize; 6]>,
+    /// Two places before that of the id 0, and one for each id.
+    shards: std::vec::Vec<[usize; 1 << SHIFT >> 3]>,
+    stacks: std::vec::Vec<Stack>,
 }
 
 impl Fixture {
     fn new() -> Self {
         let vcpu = registration::mode().ok().map(|mode| Vcpu::new(&mode, mode.default_index()));
-        let mut shards = std::vec![0usize; IDS << SHIFT >> 3];
-        let mut stacks: std::vec::Vec<[usize; 6]> = std::vec![[0, 7, 7, 7, 7, FULL]; IDS];
-        for (id, stack) in stacks.iter_mut().enumerate() {
-            shards[(id << SHIFT >> 3) + 2] = stack.as_mut_ptr().expose_provenance();
-        }
-        let table = Stacks::new();
-        if let Some(vcpu) = vcpu {
-            // SAFETY: the table is new, and the shards live as long as it.
-            unsafe { table.open(vcpu, shards.as_mut_ptr().cast()) };
-        } else {
-            table.base.store(shards.as_mut_ptr().cast(), Ordering::Relaxed);
-        }
-        Self { table, vcpu, shards, stacks }
+        let ids = possible_ids().unwrap();
+        let shards = std::vec![[0; 1 << SHIFT >> 3]; ids + 2];
+        let stacks = core::iter::repeat_with(Stack::empty).take(ids).collect();
+        Self { table: Stacks::new(), vcpu, shards, stacks }
     }
 
-    fn open(&self) {
-        // SAFETY: all IDS headers are initialised, by this thread.
-        unsafe { self.table.set_limit(IDS) };
+    /// Opens the table, without stacks.
+    fn open(&mut self) {
+        let base = self.shards[2..].as_mut_ptr().cast();
+        if let Some(vcpu) = self.vcpu {
+            _ = crate::membarrier::register();
+            // SAFETY: the table is new; the shards live as long as it, and are zero.
+            assert!(unsafe { self.table.open(vcpu, base) });
+        } else {
+            self.table.base.store(base, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives every id its stack.
+    fn fill(&mut self) {
+        for (shard, stack) in self.shards[2..].iter_mut().zip(&mut self.stacks) {
+            // The assembly reads it.
+            // SAFETY: a word of the shard.
+            unsafe { core::ptr::from_mut(&mut shard[AT >> 3]).write_volatile(stack.top()) };
+        }
     }
 }
 
@@ -60,50 +88,69 @@ fn again<T: PartialEq>(nothing: T, mut attempt: impl FnMut() -> T) -> T {
 
 fn stack_contract(pop: Pop, push: Push) {
     stay();
-    let f = Fixture::new();
+    let mut f = Fixture::new();
     let g: *const usize = core::ptr::from_ref(&f.table).cast();
-    // SAFETY: the table and its stacks live to the end of this function; displacement 16 is that of the headers.
+    // SAFETY: the table and its stacks live to the end of this function; AT is the displacement of the headers.
     unsafe {
-        assert!(pop(g, 16).is_null(), "closed");
-        assert!(!push(g, 16, 100), "closed");
+        assert!(pop(g, AT).is_null() && !push(g, AT, 100), "closed");
         f.open();
-        assert!(pop(g, 16).is_null(), "empty");
+        assert!(pop(g, AT).is_null() && !push(g, AT, 100), "no stack");
+        f.fill();
+        assert!(pop(g, AT).is_null(), "empty");
         for p in [100, 200, 300, 400] {
-            assert!(again(false, || push(g, 16, p)));
+            assert!(again(false, || push(g, AT, p)));
         }
-        assert!(!push(g, 16, 500), "full");
-        assert_eq!(again(0, || pop(g, 16).addr()), 400);
-        assert!(!push(g, 16, 300), "twice in a row");
+        assert!(!push(g, AT, 500), "full");
+        assert_eq!(again(0, || pop(g, AT).addr()), 400);
+        assert!(!push(g, AT, 300), "twice in a row");
         for p in [300, 200, 100] {
-            assert_eq!(again(0, || pop(g, 16).addr()), p);
+            assert_eq!(again(0, || pop(g, AT).addr()), p);
         }
-        assert!(pop(g, 16).is_null(), "empty");
+        assert!(pop(g, AT).is_null(), "empty");
     }
-    assert!(f.stacks.iter().all(|stack| stack[0] == 0 && stack[5] == FULL), "the sentinels stand");
+    let untouched = |stack: &Stack| stack.0[..Stack::FIRST - 1].iter().all(|&word| word == 7);
+    assert!(f.stacks.iter().all(|stack| stack.0[Stack::FIRST - 1] == 0 && untouched(stack)), "the sentinels stand");
+}
+
+#[test]
+fn a_closed_table_sends_all_away() {
+    stay();
+    let mut f = Fixture::new();
+    let libc = registration::mode().is_ok_and(|mode| mode.registrar == crate::Registrar::Libc);
+    if !libc || registration::ensure_thread().is_err() {
+        return;
+    }
+    f.open();
+    f.fill();
+    // SAFETY: as in `stack_contract`.
+    unsafe {
+        assert!(again(false, || f.table.push(AT, 100)));
+        f.table.close();
+        assert!(f.table.pop(AT).is_null() && !f.table.push(AT, 200));
+    }
 }
 
 #[test]
 fn stacks_in_assembly() {
     if registration::ensure_thread().is_ok() {
-        stack_contract(imp::pop::<SHIFT>, imp::push::<SHIFT>);
+        stack_contract(imp::pop::<SHIFT>, imp::push::<SHIFT, STACK>);
     }
 }
 
 #[test]
 fn stacks_portable() {
-    stack_contract(portable::pop::<SHIFT>, portable::push::<SHIFT>);
+    stack_contract(portable::pop::<SHIFT>, portable::push::<SHIFT, STACK>);
 }
 
 #[test]
-fn dummy_is_empty_and_full() {
-    let mut dummy = [0, FULL];
-    let mut header = dummy.as_mut_ptr().expose_provenance();
-    // SAFETY: header and stack are local.
+fn no_stack_is_empty_and_full() {
+    let mut header = 0;
+    // SAFETY: the header is local.
     unsafe {
         assert_eq!(portable::pop_plain(&mut header), 0);
-        assert!(!portable::push_plain(&mut header, 8));
+        assert!(!portable::push_plain::<STACK>(&mut header, 8));
     }
-    assert_eq!(header, dummy.as_ptr().addr());
+    assert_eq!(header, 0);
 }
 
 /// Repeats while the scheduler moves the thread between reading the id and running the sequence.
@@ -165,7 +212,6 @@ fn list() {
     assert_eq!(pop(0), Ok(first.as_ptr().addr()));
     assert_eq!(pop(0), Ok(last.as_ptr().addr()));
     assert_eq!(pop(0), Err(Outcome::Differs));
-    assert!(f.shards.len() == IDS << SHIFT >> 3);
 }
 
 #[test]

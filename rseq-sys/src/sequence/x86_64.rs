@@ -127,27 +127,21 @@ macro_rules! __rseq_on_abort {
     };
 }
 
-/// Header address in `id`, its content in `t`: shared by the two stack operations. The table is at `$at`. Ends the
-/// section through `$away` where the id is not served.
+/// Header address in `id`, its content in `t`: shared by the two stack operations. The table is at `$at`. The id is
+/// extended with its sign, so that all ones stand for the place before the first.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_header {
-    ($at:literal, $away:literal) => {
+    ($at:literal) => {
         concat!(
             "mov {t}, qword ptr [",
             $at,
             " + 8]\n",
-            "mov {id:e}, dword ptr fs:[{off} + {t}]\n",
-            "cmp {id}, qword ptr [",
-            $at,
-            " + 16]\n",
-            "jae ",
-            $away,
-            "\n",
+            "movsxd {id}, dword ptr fs:[{off} + {t}]\n",
             "shl {id}, {shift}\n",
             "add {id}, qword ptr [",
             $at,
-            " + 24]\n",
+            " + 16]\n",
             "add {id}, {x}\n",
             "mov {t}, qword ptr [{id}]\n",
             $crate::__rseq_late_start!(),
@@ -181,9 +175,9 @@ macro_rules! __rseq_unless_empty {
 macro_rules! __rseq_push_unless_twice {
     () => {
         concat!(
-            "cmp qword ptr [{t}], {p}\n",
+            "cmp qword ptr [{t} - 8], {p}\n",
             "je {away}\n",
-            "mov qword ptr [{t} + 8], {p}\n",
+            "mov qword ptr [{t}], {p}\n",
             "add {t}, 8\n",
             "mov qword ptr [{id}], {t}\n", // commit
         )
@@ -196,10 +190,10 @@ macro_rules! __rseq_push_unless_twice {
 macro_rules! __rseq_push_unless_twice {
     () => {
         concat!(
-            "mov qword ptr [{t} + 8], {p}\n",
+            "mov qword ptr [{t}], {p}\n",
             "add {t}, 8\n",
             "mov qword ptr [{id}], {t}\n",
-            "cmp qword ptr [{t} - 8], {p}\n",
+            "cmp qword ptr [{t} - 16], {p}\n",
             "je {away}\n",
         )
     };
@@ -217,8 +211,10 @@ macro_rules! __rseq_pop {
         unsafe {
             core::arch::asm!(
                 $crate::__rseq_enter!($delta),
-                $crate::__rseq_header!($at, "5f"),
-                "mov {r}, qword ptr [{t}]",
+                $crate::__rseq_header!($at),
+                "test {t}, {t}",
+                "jz 5f",
+                "mov {r}, qword ptr [{t} - 8]",
                 $crate::__rseq_unless_empty!(),
                 "sub {t}, 8",
                 "mov qword ptr [{id}], {t}", // commit
@@ -243,14 +239,14 @@ macro_rules! __rseq_pop {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_push {
-    ($delta:literal, $at:literal, ($($g:tt)+), $x:expr, $p:expr, $shift:expr) => {{
-        // SAFETY: as in `pop`; the slot above the top belongs to the same stack, for it did not hold the sentinel.
+    ($delta:literal, $at:literal, ($($g:tt)+), $x:expr, $p:expr, $shift:expr, $stack:expr) => {{
+        // SAFETY: as in `pop`; the place after the top is a slot of the same stack, for it is not the stack's end.
         unsafe {
             core::arch::asm!(
                 $crate::__rseq_enter!($delta),
-                $crate::__rseq_header!($at, "{away}"),
-                "cmp qword ptr [{t} + 8], 1",
-                "je {away}",
+                $crate::__rseq_header!($at),
+                "test {t:e}, {last}",
+                "jz {away}",
                 $crate::__rseq_push_unless_twice!(),
                 "3:",
                 $crate::__rseq_on_abort!("jmp {away}"),
@@ -261,6 +257,7 @@ macro_rules! __rseq_push {
                 t = out(reg) _,
                 id = out(reg) _,
                 shift = const $shift,
+                last = const $stack - 1,
                 aborts = sym $crate::sequence::ABORTS,
                 away = label { return false },
                 options(nostack)
@@ -284,8 +281,8 @@ pub(super) unsafe fn pop<const SHIFT: u32>(g: *const usize, x: usize) -> *mut u8
 /// # Safety
 /// `g` is a [`super::Stacks`]; its contract holds.
 #[inline(always)]
-pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize) -> bool {
-    crate::__rseq_push!("qword ptr [{g}]", "{g}", (in(reg) g), x, p, SHIFT)
+pub(super) unsafe fn push<const SHIFT: u32, const STACK: usize>(g: *const usize, x: usize, p: usize) -> bool {
+    crate::__rseq_push!("qword ptr [{g}]", "{g}", (in(reg) g), x, p, SHIFT, STACK)
 }
 
 /// `pop` and `push` for a table in a `static`, which the assembly then names: an instruction less, and no load of an
@@ -293,7 +290,7 @@ pub(super) unsafe fn push<const SHIFT: u32>(g: *const usize, x: usize, p: usize)
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_stack_functions {
-    ($table:path, $shift:expr) => {
+    ($table:path, $shift:expr, $stack:expr) => {
         /// [`pop`](rseq_sys::sequence::Stacks::pop) for this table.
         ///
         /// # Safety
@@ -309,7 +306,7 @@ macro_rules! __rseq_stack_functions {
         /// As there.
         #[inline(always)]
         pub(crate) unsafe fn push(displacement: usize, p: usize) -> bool {
-            $crate::__rseq_push!("qword ptr [rip + {g}]", "rip + {g}", (sym $table), displacement, p, $shift)
+            $crate::__rseq_push!("qword ptr [rip + {g}]", "rip + {g}", (sym $table), displacement, p, $shift, $stack)
         }
     };
 }

@@ -2,7 +2,7 @@
 
 use crate::storm::{Data, Harvest};
 use rseq_sys::membarrier;
-use rseq_sys::sequence::{FULL, Outcome, Stacks, Vcpu};
+use rseq_sys::sequence::{Outcome, Stacks, Vcpu};
 use std::mem::offset_of;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -246,12 +246,14 @@ impl Data for Lists<'_> {
 
 /// 128 bytes for each id, of which the first word is the header.
 pub(crate) const SHIFT: u32 = 7;
+/// Bytes of a stack, of which the first word is the sentinel.
+pub(crate) const STACK: usize = 256;
 /// Places in a stack.
-const SLOTS: usize = 32;
+const SLOTS: usize = STACK / size_of::<usize>() - 1;
 
 /// A table and the functions that `stack_functions` made for it.
 pub(crate) struct Table {
-    pub(crate) stacks: &'static Stacks<SHIFT>,
+    pub(crate) stacks: &'static Stacks<SHIFT, STACK>,
     pub(crate) pop: unsafe fn(usize) -> *mut u8,
     pub(crate) push: unsafe fn(usize, usize) -> bool,
 }
@@ -270,30 +272,31 @@ pub(crate) struct StackPool<'a> {
     gave_up: AtomicUsize,
 }
 
-/// An empty stack; its lower sentinel.
+#[repr(align(256))]
+struct Stack([AtomicUsize; SLOTS + 1]);
+const _: () = assert!(size_of::<Stack>() == STACK && align_of::<Stack>() == STACK);
+
+/// The top of an empty stack.
 fn empty_stack() -> usize {
-    let mut slots = [0; SLOTS + 2];
-    slots[SLOTS + 1] = FULL;
-    Box::leak(Box::new(slots.map(AtomicUsize::new))).as_ptr().expose_provenance()
+    let stack = Box::leak(Box::new(Stack([const { AtomicUsize::new(0) }; SLOTS + 1])));
+    stack.0[1..].as_ptr().expose_provenance()
 }
 
-/// The slot at `address`, which is one of a stack.
-fn slot(address: usize) -> &'static AtomicUsize {
-    // SAFETY: the callers walk stacks that are never freed.
-    unsafe { &*std::ptr::with_exposed_provenance(address) }
+/// What is below `top`, which is that of a stack; 0 if that is empty.
+fn topmost(top: usize) -> usize {
+    // SAFETY: the callers walk stacks that are never freed; below every top is a slot or the sentinel.
+    unsafe { &*std::ptr::with_exposed_provenance::<AtomicUsize>(top - size_of::<usize>()) }.load(Ordering::Relaxed)
 }
 
 impl<'a> StackPool<'a> {
     pub(crate) fn new(table: Table, vcpu: Vcpu, ids: usize, objects: &'a Objects) -> Self {
-        let headers = Word::zeroed(ids).leak();
-        headers.iter().for_each(|header| header.0.store(empty_stack(), Ordering::Relaxed));
+        // The two before the first are those of threads that have no id.
+        let headers = &mut Word::zeroed(ids + 2).leak()[2..];
         let base = headers.as_mut_ptr().cast();
-        // SAFETY: every test opens a table of its own, once; the headers of all ids are initialised and never freed.
-        unsafe { table.stacks.open(vcpu, base) };
-        // Threads that come later see the headers anyway, and so does this one. No answer is needed.
-        _ = membarrier::fence();
-        // SAFETY: as above.
-        unsafe { table.stacks.set_limit(ids) };
+        _ = membarrier::register();
+        // SAFETY: every test opens a table of its own, once; there are headers for all ids, and they are never freed.
+        assert!(unsafe { table.stacks.open(vcpu, base) });
+        headers.iter().for_each(|header| header.0.store(empty_stack(), Ordering::Relaxed));
         let overflow = objects.addresses();
         let zero = || AtomicUsize::new(0);
         let (overflow, spares) = (Mutex::new(overflow), Mutex::new((0..4).map(|_| empty_stack()).collect()));
@@ -310,8 +313,8 @@ impl<'a> StackPool<'a> {
         let outcome = unsafe { self.vcpu.replace(id, header.as_ptr(), top, self.seal.as_ptr(), spare) };
         let empty = match outcome {
             Outcome::Committed => {
-                while slot(top).load(Ordering::Relaxed) != 0 {
-                    held.push(self.objects.take(slot(top).load(Ordering::Relaxed)));
+                while topmost(top) != 0 {
+                    held.push(self.objects.take(topmost(top)));
                     top -= size_of::<usize>();
                 }
                 top
@@ -325,8 +328,8 @@ impl<'a> StackPool<'a> {
     pub(crate) fn drain(&self) {
         for header in self.headers {
             let mut top = header.0.load(Ordering::Relaxed);
-            while slot(top).load(Ordering::Relaxed) != 0 {
-                self.objects.take(slot(top).load(Ordering::Relaxed));
+            while topmost(top) != 0 {
+                self.objects.take(topmost(top));
                 top -= size_of::<usize>();
             }
         }
@@ -350,7 +353,7 @@ impl Pool for StackPool<'_> {
 
     fn push(&self, object: usize) -> bool {
         self.objects.give(object);
-        // SAFETY: as in `pop`; an object's address is neither 0 nor FULL.
+        // SAFETY: as in `pop`; an object's address is not 0.
         if unsafe { (self.table.push)(0, object) } {
             return true;
         }

@@ -16,9 +16,7 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
 
 /// An upper bound for `cpu_id` and `mm_cid`, plus one.
 pub(crate) fn ids() -> usize {
-    // SAFETY: a question.
-    let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
-    usize::try_from(configured).expect("a number of CPUs").max(1 + allowed_cpus().last().copied().unwrap_or(0))
+    rseq_sys::possible_ids().expect("the kernel knows its CPUs")
 }
 
 /// Moves the thread `tid` to one CPU; 0 is the calling one. False if there is no such thread.

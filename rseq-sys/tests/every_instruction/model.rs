@@ -1,7 +1,7 @@
 //! The data of one vCPU, the operations on it, and what they do one after the other: the measure for what they do when
 //! one is cut.
 
-use rseq_sys::sequence::{FULL, Outcome};
+use rseq_sys::sequence::Outcome;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -168,6 +168,20 @@ impl State {
     }
 }
 
+/// Bytes of a stack: words that are not used, a sentinel and the slots.
+pub(crate) const STACK: usize = 64;
+
+#[repr(C, align(64))]
+struct Slots([AtomicUsize; STACK / size_of::<usize>()]);
+const _: () = assert!(size_of::<Slots>() == STACK && align_of::<Slots>() == STACK);
+
+impl Slots {
+    /// The sentinel and the slots.
+    fn words(&self) -> &[AtomicUsize] {
+        &self.0[self.0.len() - ROOM - 1..]
+    }
+}
+
 /// The data of one vCPU in memory. Its first word is the header of a stack.
 #[repr(C, align(256))]
 pub(crate) struct Memory {
@@ -175,7 +189,7 @@ pub(crate) struct Memory {
     pub(crate) word: AtomicUsize,
     pub(crate) seal: AtomicUsize,
     pub(crate) head: AtomicUsize,
-    slots: [[AtomicUsize; ROOM + 2]; 2],
+    slots: [Slots; 2],
     pub(crate) nodes: [AtomicUsize; NODES],
 }
 
@@ -191,14 +205,14 @@ impl Memory {
             word: zero(),
             seal: zero(),
             head: zero(),
-            slots: [const { [const { AtomicUsize::new(0) }; ROOM + 2] }; 2],
+            slots: [const { Slots([const { AtomicUsize::new(0) }; STACK / size_of::<usize>()]) }; 2],
             nodes: [const { AtomicUsize::new(0) }; NODES],
         }
     }
 
-    /// Address of the topmost slot of a stack with `height` pointers.
+    /// The top of a stack with `height` pointers.
     fn top(&self, stack: usize, height: usize) -> usize {
-        self.slots[stack][height].as_ptr().expose_provenance()
+        self.slots[stack].words()[1 + height..].as_ptr().expose_provenance()
     }
 
     /// What `Replace` expects and what it stores.
@@ -227,10 +241,10 @@ impl Memory {
             set(&self.nodes[*node], *next);
         }
         for (slots, stack) in self.slots.iter().zip(&state.stacks) {
+            let slots = slots.words();
             set(&slots[0], 0);
-            slots[1..=ROOM].iter().for_each(|slot| set(slot, 7));
+            slots[1..].iter().for_each(|slot| set(slot, 7));
             slots[1..].iter().zip(stack).for_each(|(slot, p)| set(slot, *p));
-            set(&slots[ROOM + 1], FULL);
         }
         set(&self.header, self.top(state.current, state.stacks[state.current].len()));
     }
@@ -250,8 +264,8 @@ impl Memory {
         let at = |stack: usize| (0..=ROOM).find(|height| self.top(stack, *height) == header);
         let (current, height) = [0, 1].into_iter().find_map(|stack| at(stack).map(|height| (stack, height)))?;
         let mut stacks = like.stacks.clone();
-        stacks[current] = self.slots[current][1..=height].iter().map(get).collect();
-        let sentinels = self.slots.iter().all(|slots| get(&slots[0]) == 0 && get(&slots[ROOM + 1]) == FULL);
+        stacks[current] = self.slots[current].words()[1..=height].iter().map(get).collect();
+        let sentinels = self.slots.iter().all(|slots| get(&slots.words()[0]) == 0);
         sentinels.then(|| State { word: get(&self.word), seal: get(&self.seal), list, stacks, current })
     }
 }

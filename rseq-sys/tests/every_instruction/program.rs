@@ -3,7 +3,7 @@
 //! on one CPU, so while the second one runs the first one does not.
 
 use crate::affinity::{allowed_cpus, ids, pin};
-use crate::model::{Answer, Disturbance, Memory, OPERATIONS, SHIFT, State, Step};
+use crate::model::{Answer, Disturbance, Memory, OPERATIONS, SHIFT, STACK, State, Step};
 use rseq_sys::sequence::{Outcome, Stacks, Vcpu, aborts};
 use rseq_sys::{IndexKind, Mode, ensure_thread, mode};
 use std::sync::OnceLock;
@@ -57,12 +57,12 @@ pub(crate) const RENUMBERED: usize = 3;
 /// There is no second CPU to be moved to.
 pub(crate) const IMPOSSIBLE: usize = 4;
 
-static TABLE: Stacks<SHIFT> = Stacks::new();
+static TABLE: Stacks<SHIFT, STACK> = Stacks::new();
 
 mod by_name {
-    use super::SHIFT;
-    pub(crate) static TABLE: rseq_sys::sequence::Stacks<SHIFT> = rseq_sys::sequence::Stacks::new();
-    rseq_sys::stack_functions!(TABLE, SHIFT);
+    use super::{SHIFT, STACK};
+    pub(crate) static TABLE: rseq_sys::sequence::Stacks<SHIFT, STACK> = rseq_sys::sequence::Stacks::new();
+    rseq_sys::stack_functions!(TABLE, SHIFT, STACK);
 }
 
 /// What both threads know.
@@ -91,20 +91,19 @@ pub(crate) fn run() -> ! {
         Err(reason) => skip(&reason.to_string()),
     };
     let cpus = allowed_cpus();
-    let memory: &'static [Memory] = (0..ids()).map(|_| Memory::new()).collect::<Vec<_>>().leak();
+    // The two before the first are those of threads that have no id.
+    let memory: &'static [Memory] = (0..ids() + 2).map(|_| Memory::new()).collect::<Vec<_>>().leak();
+    let memory = &memory[2..];
     // SAFETY: a question.
     let tid = unsafe { libc::gettid() };
     let vcpu = Vcpu::new(&mode, index);
     let world = World { vcpu, index, memory, home: cpus[0], elsewhere: cpus.get(1).copied(), tid };
     let world = WORLD.get_or_init(|| world);
     for table in [&TABLE, &by_name::TABLE] {
-        memory.iter().for_each(|memory| memory.write(&State::initial()));
-        // SAFETY: a new table; the headers of all ids are initialised, by the only thread there is, and never freed.
-        unsafe {
-            table.open(vcpu, memory.as_ptr().cast_mut().cast());
-            table.set_limit(memory.len());
-        }
+        // SAFETY: a new table; there are headers for all ids, and they are never freed.
+        assert!(unsafe { table.open(vcpu, memory.as_ptr().cast_mut().cast()) });
     }
+    memory.iter().for_each(|memory| memory.write(&State::initial()));
     assert!(pin(0, world.home));
     ensure_thread().expect("the first thread can be registered");
     std::thread::spawn(|| disturb_when_told(world));
@@ -294,7 +293,7 @@ fn pop() -> Answer {
 
 #[inline(never)]
 fn push(p: usize) -> Answer {
-    // SAFETY: as above; p is neither 0 nor FULL.
+    // SAFETY: as above; p is not 0.
     unless_aborted(|| unsafe { TABLE.push(0, p) }.then_some(Answer::Did))
 }
 
