@@ -8,8 +8,8 @@
 # the probe, every test of rseq-sys, and of the allocator the tests foreign and stress.
 #
 # Environment: RSEQ_SYS_TEST_PERCENT and STRESS_* as the tests know them; PROGRAM_LIMIT, seconds after which a program
-# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas; STORM_CPUS, on which CPUs the programs
-# run that have timers in every thread, if not on all.
+# counts as hung (300); LEAVE_OUT, programs that are not run, separated by commas; STORM_CPUS and STRESS_CPUS, on
+# which CPUs programs run that have timers in every thread, if not on all: the others, and the stress test.
 #
 # Everything a program prints is shown. Lines for the table begin with "@row":
 #
@@ -42,11 +42,12 @@ run() {
     programs=$((programs + 1))
 }
 
-# Runs one whose threads have timers.
-storm() {
-    if [ -n "${STORM_CPUS:-}" ]; then
-        run taskset -c "$STORM_CPUS" "$@"
+# Runs a program on some CPUs, or on all if none are named.
+run_on() {
+    if [ -n "$1" ]; then
+        run taskset -c "$@"
     else
+        shift
         run "$@"
     fi
 }
@@ -101,16 +102,16 @@ row() {
             ;;
         esac
         if [ "${program##*/}" = rseq_sys.attack ]; then
-            storm "$program" --show-output
+            run_on "${STORM_CPUS:-}" "$program" --show-output
         else
             run "$program" --show-output
         fi
         count
     done
-    storm "$binaries/$build/foreign"
+    run_on "${STORM_CPUS:-}" "$binaries/$build/foreign"
     count
     # One run in the mode that is chosen here; its other modes are the other rows.
-    STRESS_CHILD=1 storm "$binaries/$build/stress"
+    STRESS_CHILD=1 run_on "${STRESS_CPUS:-}" "$binaries/$build/stress"
     count
     operations=$(stressed operations)
     aborts=$(stressed aborts)
