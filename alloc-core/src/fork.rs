@@ -23,7 +23,7 @@
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
 
 use crate::os::futex::Lock;
-use crate::shard::{arena, drain, gate};
+use crate::shard::{arena, drain, gate, private};
 use crate::{central, depot, front, large, magazine, meta, pages, setup};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -117,6 +117,7 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     setup::in_child();
+    private::in_child();
     // SAFETY: taken by `before`; the child has one thread, so nobody waits.
     unsafe { meta::reset_after_fork() };
     for lock in pools() {

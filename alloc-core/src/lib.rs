@@ -14,7 +14,7 @@
 //!
 //! Taking or returning a block is one restartable sequence that ends in a plain store: no lock, no atomic instruction,
 //! no thread identity. So a block freed by another thread costs the same, and ten thousand threads cost no more memory
-//! than the CPUs they run on. Where rseq cannot be had, the same caches are used as arenas under a lock.
+//! than the CPUs they run on. Where rseq cannot be had, the same caches are used as arenas.
 //!
 //! # Words
 //!
@@ -28,7 +28,7 @@
 //! | header | the word of a shard that holds the top of the loaded magazine of a bin |
 //! | shard | the caches of one vCPU, or of one arena: one page of headers and list heads |
 //! | vCPU | what an id of rseq stands for: a concurrency id (`mm_cid`) or a CPU number (`cpu_id`) |
-//! | arena | a shard that is taken by lock, for threads without rseq |
+//! | arena | a shard of one thread, or one that is taken by lock, for threads without rseq |
 //! | depot | full magazines of all classes, between the shards |
 //! | central | the spans of each class |
 //! | span | a run of pages cut into blocks of one class |

@@ -42,7 +42,7 @@ impl Mode {
         }
     }
 
-    /// Whether threads use arenas, taken by lock.
+    /// Whether threads use arenas: of their own, or taken by lock.
     pub fn is_arenas(&self) -> bool {
         matches!(self.kind, Kind::Arenas(_))
     }

@@ -6,7 +6,7 @@
 
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};
-use crate::shard::{arena, gate};
+use crate::shard::{arena, gate, private};
 use crate::{fork, os};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -89,13 +89,19 @@ fn decide_alone(options: &Options) -> u8 {
     let first = fork::install();
     let options = options.with_environment(first);
     options.apply();
-    arena::set_count(allowed_cpus());
+    let cpus = allowed_cpus();
+    arena::set_count(cpus);
     let kind = match choose(options.index) {
         // This thread is registering right now, and that is where this call comes from. A later one decides.
         Err(Reason::Rseq(Unavailable::Busy)) => return UNDECIDED,
         chosen => chosen.unwrap_or_else(Kind::Arenas),
     };
-    let state = if matches!(kind, Kind::Vcpus { .. }) { VCPUS } else { ARENAS };
+    let state = if matches!(kind, Kind::Vcpus { .. }) {
+        VCPUS
+    } else {
+        private::open(cpus);
+        ARENAS
+    };
     // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
     unsafe { (*MODE.0.get()).write(Mode { kind }) };
     state

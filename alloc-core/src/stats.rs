@@ -82,11 +82,12 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         magazine_exchanges += usage.exchanges;
         shards += 1;
     }
-    arena::for_each(|arena| {
-        let usage = arena.usage();
+    let mut arenas_used = 0;
+    for usage in arena::usages() {
         cached_shards += usage.cached;
         magazine_exchanges += usage.exchanges;
-    });
+        arenas_used += 1;
+    }
     let depot = depot::usage();
     let central = central::usage();
     let pages = pages::usage();
@@ -108,7 +109,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         cached_pages: pages.free_resident_bytes,
         cached_large: large.cached_bytes,
         shards,
-        arenas_used: arena::used(),
+        arenas_used,
         magazine_exchanges,
         depot_exchanges: depot.exchanges,
         depot_retries: depot.retries,

@@ -82,11 +82,11 @@ pub mod sequence;
 mod signals;
 
 pub use abi::Errno;
-pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, with_thread_words};
+pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, set_private_id, with_thread_words};
 pub use features::{FeatureSize, Registrar};
 pub use ids::possible_ids;
 pub use mode::{IndexKind, Mode, ModeWithIndex, Unavailable};
-pub use registration::{current_mode, ensure_thread, mode, thread_is_registered};
+pub use registration::{call_at_thread_exit, current_mode, ensure_thread, mode, thread_is_registered};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -36,7 +36,7 @@ use crate::signals::{BlockedSignals, filtered};
 use crate::{membarrier, probe, self_test};
 use core::ffi::c_void;
 use core::mem::align_of;
-use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicIsize, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Of the process: nobody asked yet. Of a thread: not registered by us.
 const UNKNOWN: u32 = 0;
@@ -308,9 +308,32 @@ fn exit_key() -> Result<libc::pthread_key_t, Errno> {
     }
 }
 
+/// What else is called when a thread ends.
+static AT_EXIT: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Has `f` called when the calling thread ends, for the library that embeds this crate: one function for the process,
+/// asked for by each thread that wants it called. It runs among the destructors of thread-specific data, after those
+/// of Rust's and C++'s thread-locals; others may still come after it. It must not unwind.
+///
+/// May allocate.
+///
+/// # Errors
+/// What `pthread_key_create` or `pthread_setspecific` answered; then it will not be called.
+pub fn call_at_thread_exit(f: extern "C" fn()) -> Result<(), Errno> {
+    let _errno = KeepErrno::new();
+    AT_EXIT.store(f as *mut (), Ordering::Release);
+    set_exit_hook()
+}
+
 /// Runs among the destructors of thread-specific data, after those of Rust's and C++'s thread-locals.
 unsafe extern "C" fn exit_hook(_: *mut c_void) {
     let _errno = KeepErrno::new();
+    let at_exit = AT_EXIT.load(Ordering::Acquire);
+    if !at_exit.is_null() {
+        // SAFETY: stored by `call_at_thread_exit`, and a function of this type.
+        let at_exit = unsafe { core::mem::transmute::<*mut (), extern "C" fn()>(at_exit) };
+        at_exit();
+    }
     // Where signals cannot be blocked the registration would not have been made; going on is the lesser evil.
     let _blocked = BlockedSignals::new();
     let state = own_state();

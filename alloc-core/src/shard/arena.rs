@@ -1,13 +1,13 @@
 //! Arenas: shards that are taken by lock, for threads that have no vCPU to go by.
 //!
-//! The fallback of a process without rseq, and of single threads that are not registered in a process with it. There
-//! are as many arenas as CPUs the process may use. A thread is assigned one on its first allocation, round robin, and
+//! The fallback of a process without rseq whose threads have no [`private`] arenas (left), and of single threads that are
+//! not registered in a process with it. There are as many arenas as CPUs the process may use. A thread is assigned one on its first allocation, round robin, and
 //! moves on when it finds it locked. The assignment is a word of the thread; losing it costs nothing.
 //!
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
 use super::protocol::Place;
-use super::{Access, Miss, STACK, Shard};
+use super::{Access, Miss, STACK, Shard, private};
 use crate::magazine::{self, NONE, Owned};
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
@@ -42,10 +42,10 @@ pub(crate) fn set_count(cpus: usize) {
     let _ = COUNT.compare_exchange(0, cpus.clamp(1, ARENAS), Ordering::Relaxed, Ordering::Relaxed);
 }
 
-/// An arena whose lock the thread holds.
+/// An arena that the thread has for itself: it holds the lock, or the arena is a [`private`] one.
 pub(crate) struct OnArena {
     shard: &'static Shard,
-    _guard: Guard<'static>,
+    _guard: Option<Guard<'static>>,
 }
 
 fn arena(index: usize) -> &'static Arena {
@@ -54,7 +54,7 @@ fn arena(index: usize) -> &'static Arena {
 
 /// The thread's arena, or the next one that is free. `None` when memory is exhausted.
 pub(crate) fn acquire() -> Option<OnArena> {
-    rseq_sys::with_thread_words(|words| acquire_from(&words[WORD]))
+    private::own().or_else(|| rseq_sys::with_thread_words(|words| acquire_from(&words[WORD])))
 }
 
 /// [`acquire`], with the word that remembers the thread's arena.
@@ -88,7 +88,7 @@ fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<OnArena> {
         arena.shard.store(shard, Ordering::Release);
     }
     // SAFETY: shards are never freed, and zero is a value.
-    Some(OnArena { shard: unsafe { &*shard }, _guard: guard })
+    Some(OnArena { shard: unsafe { &*shard }, _guard: Some(guard) })
 }
 
 impl Access for OnArena {
@@ -134,9 +134,9 @@ impl Access for OnArena {
 }
 
 impl OnArena {
-    /// What the arena holds.
-    pub(crate) fn usage(&self) -> super::Usage {
-        self.shard.usage()
+    /// One that the caller took.
+    pub(super) fn owned(shard: &'static Shard) -> Self {
+        Self { shard, _guard: None }
     }
 
     /// Takes all magazines out.
@@ -156,8 +156,9 @@ impl OnArena {
     }
 }
 
-/// Calls `f` with every arena in use, locked.
+/// Calls `f` with every arena that can be had: those with a lock, and the private ones that no other thread has.
 pub(crate) fn for_each(mut f: impl FnMut(&OnArena)) {
+    private::for_each(&mut f);
     for arena in &TABLE {
         if arena.shard.load(Ordering::Acquire).is_null() {
             continue;
@@ -168,9 +169,13 @@ pub(crate) fn for_each(mut f: impl FnMut(&OnArena)) {
     }
 }
 
-/// Arenas that have been used.
-pub(crate) fn used() -> usize {
-    TABLE.iter().filter(|arena| !arena.shard.load(Ordering::Relaxed).is_null()).count()
+/// What the arenas hold that have been used, exact while nobody uses them.
+pub(crate) fn usages() -> impl Iterator<Item = super::Usage> {
+    let shared = TABLE.iter().filter_map(|arena| {
+        // SAFETY: shards are never freed.
+        unsafe { arena.shard.load(Ordering::Acquire).as_ref() }
+    });
+    private::shards().chain(shared).map(Shard::usage)
 }
 
 /// Threads that moved on to another arena.

@@ -3,6 +3,7 @@
 //!
 //! One drain runs at a time. `fork` takes its lock, so it never finds a shard sealed.
 
+use super::arena::OnArena;
 use super::protocol::{self, Place, Taken};
 use super::{Shard, arena, gate, vcpu};
 use crate::magazine::{List, NONE, Owned};
@@ -76,6 +77,13 @@ fn flush(list: &mut List) {
         }
         magazine.discard();
     }
+}
+
+/// Gives back all blocks that an arena holds.
+pub(super) fn give_back(arena: &OnArena) {
+    let mut list = List::new();
+    arena.drain(&mut list);
+    flush(&mut list);
 }
 
 /// Gives back all blocks that are cached in vCPU shards, arenas and the depot.

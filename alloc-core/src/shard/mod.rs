@@ -5,7 +5,7 @@
 //!
 //! * A vCPU's shard changes only by commits of sequences that run on that vCPU ([`vcpu`]), or by the sealed
 //!   [`protocol`].
-//! * An arena's shard changes only under its lock ([`arena`]).
+//! * An arena's shard changes only under its lock ([`arena`]), or by the one thread that has it ([`private`]).
 //!
 //! The slow paths here are the same for both, written over [`Access`]. They follow one rule: a magazine is owned by
 //! exactly one of a header, a list, the depot, or the thread that is moving it; each step hands it on by one commit,
@@ -19,6 +19,7 @@
 pub(crate) mod arena;
 pub(crate) mod drain;
 pub(crate) mod gate;
+pub(crate) mod private;
 mod protocol;
 pub(crate) mod vcpu;
 

@@ -39,8 +39,8 @@ pub(crate) struct OwnBlock {
     pub(crate) area: [u8; 64],
     /// What registration did with this thread; starts as 0.
     pub(crate) state: AtomicU32,
-    /// All ones for ever: what a table reads in place of an id before it is opened.
-    no_id: u32,
+    /// What tables read in place of an id before they are opened, or if they are opened for such ids; starts as all ones.
+    private_id: AtomicU32,
     /// Words for the library that embeds this crate; start as 0.
     pub(crate) user: [AtomicUsize; 4],
     reserve: [u8; 24],
@@ -50,17 +50,29 @@ const _: () = {
     assert!(size_of::<OwnBlock>() == 128);
     assert!(offset_of!(OwnBlock, area) == 0);
     assert!(offset_of!(OwnBlock, state) == 64);
-    assert!(offset_of!(OwnBlock, no_id) == NO_ID);
+    assert!(offset_of!(OwnBlock, private_id) == PRIVATE_ID);
     assert!(offset_of!(OwnBlock, user) == 72);
 };
 
-/// Where a word of the own block is that always holds all ones.
-pub(crate) const NO_ID: usize = 68;
+/// Where the private id is in the own block.
+pub(crate) const PRIVATE_ID: usize = 68;
 
 /// The calling thread's block.
 #[inline]
 pub(crate) fn own_block() -> *mut OwnBlock {
     thread_pointer().wrapping_add_signed(own_offset()) as *mut OwnBlock
+}
+
+/// Gives the calling thread an id of its own, or takes it away, for tables that were opened by
+/// [`Stacks::open_private`](crate::sequence::Stacks::open_private).
+///
+/// # Safety
+/// No other thread has that id, and what this thread does in such a table is finished.
+#[inline]
+pub unsafe fn set_private_id(id: Option<u32>) {
+    // SAFETY: as in `with_thread_words`.
+    let word = unsafe { &(*own_block()).private_id };
+    word.store(id.unwrap_or(u32::MAX), core::sync::atomic::Ordering::Relaxed);
 }
 
 /// Four words of thread-local storage for the library that embeds this crate.

@@ -23,7 +23,7 @@ unsafe impl Sync for Shared {}
 static BLOCK: Shared = Shared(UnsafeCell::new(OwnBlock {
     area: [0xff; 64],
     state: core::sync::atomic::AtomicU32::new(0),
-    no_id: u32::MAX,
+    private_id: core::sync::atomic::AtomicU32::new(u32::MAX),
     user: [const { core::sync::atomic::AtomicUsize::new(0) }; 4],
     reserve: [0; 24],
 }));

@@ -414,7 +414,7 @@ impl<const SHIFT: u32, const STACK: usize> Stacks<SHIFT, STACK> {
         }
         Self {
             own_delta: AtomicIsize::new(0),
-            id_offset: AtomicUsize::new(arch::NO_ID),
+            id_offset: AtomicUsize::new(arch::PRIVATE_ID),
             base: AtomicPtr::new((&raw const NOTHING).cast::<u8>().cast_mut().wrapping_add(MARGIN)),
         }
     }
@@ -439,11 +439,22 @@ impl<const SHIFT: u32, const STACK: usize> Stacks<SHIFT, STACK> {
         }
         self.id_offset.store(vcpu.id_offset, Ordering::Release);
         if !in_order() {
-            self.id_offset.store(arch::NO_ID, Ordering::Release);
+            self.id_offset.store(arch::PRIVATE_ID, Ordering::Release);
             return false;
         }
         self.own_delta.store(vcpu.own_delta, Ordering::Release);
         true
+    }
+
+    /// Has each thread use the place of its own id, [`set_private_id`](crate::set_private_id), in a process without
+    /// rseq; threads that have none are sent away. Such places belong to one thread: nothing aborts its operations, so
+    /// nobody else may touch the headers and stacks meanwhile, nor may a signal handler of that thread.
+    ///
+    /// # Safety
+    /// As for [`Stacks::open`], `ids` being more than any private id; and no thread has one yet.
+    pub unsafe fn open_private(&self, base: *mut u8) {
+        // A thread sees this before it gives itself an id.
+        self.base.store(base, Ordering::Release);
     }
 
     /// Sends every operation away from now on, where the areas are libc's; those that have begun end as they would
