@@ -168,6 +168,13 @@ pub(crate) fn selected(peers: Option<&[String]>) -> Result<Vec<Contender>, Strin
     Ok(all.into_iter().filter(named).collect())
 }
 
+/// An error unless the C library's programs are there.
+pub(crate) fn need_floors(contenders: &[Contender]) -> Result<(), String> {
+    let there = contenders.iter().any(|each| each.name == GLIBC);
+    let missing = || "the programs for the C library are not there, and every floor runs on them".to_owned();
+    there.then_some(()).ok_or_else(missing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +198,7 @@ mod tests {
             name: name.to_owned(),
             version: version.to_owned(),
             mode: mode.map(str::to_owned),
+            metadata: None,
         };
         assert!(find("gperftools").check(&said("glibc", "2.36", None)).is_err());
         assert!(find("gperftools").check(&said("gperftools", "2.10", None)).is_ok());

@@ -15,9 +15,11 @@
 //! | [`results`], [`statistics`] | what came out, and numbers from it |
 //! | [`bars`] | what is promised, and whether it holds |
 //! | [`table`], [`report`], [`plots`], [`progress`] | tells it |
+//! | [`memory`] | `-- memory`: what heaps cost over time, by the same means |
 
 mod bars;
 mod contenders;
+mod memory;
 mod plan;
 mod plots;
 mod programs;
@@ -30,17 +32,17 @@ mod table;
 mod texts;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::bars::Bar;
-use crate::contenders::Contender;
-use crate::plan::{Kind, Measure};
+use crate::plan::Kind;
 use crate::programs::{Programs, Wanted};
 use crate::progress::Progress;
-use crate::results::{Problem, Results};
+use crate::results::Results;
 use crate::run::{Amounts, Runner};
 
 /// Compares this allocator with jemalloc, mimalloc, snmalloc, tcmalloc, gperftools, rpmalloc and glibc in one run, whose
@@ -48,7 +50,11 @@ use crate::run::{Amounts, Runner};
 ///
 /// Status 2 if a peer is missing or a program failed; with --check, 1 if a bar falls short.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Rounds; each measures everything once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(5..=1000))]
     rounds: u32,
@@ -86,9 +92,19 @@ struct Options {
     check: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// What heaps cost over time: peaks, what is given back, parked threads, phases, hello-worlds
+    Memory(memory::Options),
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
-    match run(&options) {
+    let outcome = match &options.command {
+        Some(Command::Memory(options)) => memory::run(options),
+        None => run(&options),
+    };
+    match outcome {
         Ok(code) => code,
         Err(message) => {
             eprintln!("bench: {message}");
@@ -117,40 +133,29 @@ fn run(options: &Options) -> Result<ExitCode, String> {
 
     let progress = Progress::new();
     let programs = Programs::below(&programs::target_folder()?);
-    let out = options.out.clone().map_or_else(|| programs::target_folder().map(|target| target.join("bench")), Ok)?;
-    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let out = out_folder(options.out.as_deref())?;
     let texts = out.join("texts");
     texts::write(&texts)?;
     let wanted = Wanted {
         constant: measures.iter().any(|measure| measure.kind == Kind::Constant),
         workloads: measures.iter().any(|measure| !matches!(measure.kind, Kind::Loop | Kind::Constant)),
+        hello: measures.iter().any(|measure| measure.kind == Kind::Hello),
     };
-    let mut missing = programs.build(&mut contenders, wanted, &progress);
-    let amounts = amounts(options);
-    let runner = Runner { programs: &programs, amounts, texts, progress: &progress };
-    let (descriptions, unexpected) = runner.describe(&mut contenders);
-    missing.extend(unexpected);
-    let problem = |(contender, reason)| Problem { contender, measure: None, reason, known: false };
-    let mut results = Results {
-        rounds: amounts.rounds,
-        contenders: descriptions,
-        problems: missing.into_iter().map(problem).collect(),
-        ..Results::default()
-    };
+    let runner = Runner { programs: &programs, amounts: amounts(options), texts, progress: &progress };
+    let mut results = runner.prepare(&mut contenders, wanted);
     if options.build {
         progress.clear();
         print!("{}", table::participants(&results));
         return Ok(verdict(&results, &[], false));
     }
-    if !contenders.iter().any(|each| each.name == contenders::GLIBC) {
-        return Err("the programs for the C library are not there, and every floor runs on them".to_owned());
-    }
+    contenders::need_floors(&contenders)?;
     runner.run(&measures, &contenders, &mut results);
 
     // A trial says nothing about times.
     let bars = (!options.quick).then(|| bars::all(&results, &contenders));
     print!("{}", table::all(&results, &contenders, &measures, bars.as_deref()));
-    write(&out, &results, &contenders, &measures, bars.as_deref())?;
+    let html = report::page(&results, &contenders, &measures, bars.as_deref())?;
+    write(&out, "results.json", &results, "report.html", &html)?;
     Ok(verdict(&results, bars.as_deref().unwrap_or_default(), options.check))
 }
 
@@ -169,16 +174,19 @@ fn amounts(options: &Options) -> Amounts {
     }
 }
 
-fn write(
-    out: &std::path::Path,
-    results: &Results,
-    contenders: &[Contender],
-    measures: &[Measure],
-    bars: Option<&[Bar]>,
-) -> Result<(), String> {
-    let json = serde_json::to_string_pretty(results).map_err(|error| error.to_string())?;
-    let html = report::page(results, contenders, measures, bars)?;
-    for (name, text) in [("results.json", json), ("report.html", html)] {
+/// Makes the folder for what is written.
+fn out_folder(given: Option<&Path>) -> Result<PathBuf, String> {
+    let out = match given {
+        Some(out) => out.to_owned(),
+        None => programs::target_folder()?.join("bench"),
+    };
+    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    Ok(out)
+}
+
+fn write(out: &Path, json: &str, results: &impl Serialize, page: &str, html: &str) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(results).map_err(|error| error.to_string())?;
+    for (name, text) in [(json, text.as_str()), (page, html)] {
         let path = out.join(name);
         fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}", path.display());

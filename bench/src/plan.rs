@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Workload,
     /// A workload with the clock around every call.
     Latency,
+    /// A workload for the memory that it ends with.
+    Memory,
     /// The start and the end of a process.
     Hello,
 }
@@ -42,7 +44,7 @@ impl Measure {
     /// The program that it runs in.
     pub(crate) fn program(&self, contender: &Contender) -> Program {
         match self.kind {
-            Kind::Loop | Kind::Workload => Program::Child,
+            Kind::Loop | Kind::Workload | Kind::Memory => Program::Child,
             Kind::Constant => Program::Constant,
             Kind::Latency => Program::Latency,
             Kind::Hello if contender.group == Group::Preloaded => Program::Hello,
@@ -53,7 +55,7 @@ impl Measure {
     /// Whether this contender takes part.
     pub(crate) fn is_for(&self, contender: &Contender) -> bool {
         match self.kind {
-            Kind::Loop | Kind::Workload | Kind::Latency => true,
+            Kind::Loop | Kind::Workload | Kind::Latency | Kind::Memory => true,
             // Preloaded libraries are never inlined, and forcing a mode changes nothing about inlining.
             Kind::Constant => contender.group == Group::Crates,
             Kind::Hello => contender.group != Group::Forced,
@@ -64,7 +66,7 @@ impl Measure {
 /// See [`Measure::key`].
 pub(crate) fn key(kind: Kind, name: &str) -> String {
     match kind {
-        Kind::Loop | Kind::Workload | Kind::Hello => name.to_owned(),
+        Kind::Loop | Kind::Workload | Kind::Memory | Kind::Hello => name.to_owned(),
         Kind::Constant => format!("lto {name}"),
         Kind::Latency => format!("latency {name}"),
     }

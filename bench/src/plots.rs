@@ -1,6 +1,7 @@
 //! Plots, as SVG that is put into the page.
 //!
-//! All are of one kind: a row for each measure, and in it a dot for each contender, on a logarithmic axis.
+//! Most are of one kind: a row for each measure, and in it a dot for each contender, on a logarithmic axis. The others
+//! are curves over time.
 
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -47,6 +48,8 @@ const ROW: u32 = 22;
 /// Room for labels on the left, and for the axis and the legend.
 const LABELS: u32 = 300;
 const FRAME: u32 = 80;
+/// Height of a plot of curves, without its legend.
+const CURVES: u32 = 380;
 
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, RangedCoordf64>>;
 
@@ -66,13 +69,58 @@ pub(crate) fn dots(rows: &[Row], series: &[&str], axis: &str) -> Result<String, 
                 chart.draw_series([Circle::new((dot.value, y), size, colour.filled())])?;
             }
         }
-        for (number, name) in series.iter().enumerate() {
-            let (x, y) = (20 + number as i32 % 7 * 150, 14 + number as i32 / 7 * 18);
-            area.draw(&Circle::new((x, y), 5, COLOURS[number % COLOURS.len()].filled()))?;
-            area.draw(&Text::new((*name).to_owned(), (x + 10, y - 6), ("sans-serif", 13)))?;
-        }
-        Ok(())
+        legend(area, series)
     })
+}
+
+/// The names of the series with their colours, seven in a line.
+fn legend(area: &DrawingArea<SVGBackend<'_>, Shift>, series: &[&str]) -> Drawn {
+    for (number, name) in series.iter().enumerate() {
+        let (x, y) = (20 + number as i32 % 7 * 150, 14 + number as i32 / 7 * 18);
+        area.draw(&Circle::new((x, y), 5, COLOURS[number % COLOURS.len()].filled()))?;
+        area.draw(&Text::new((*name).to_owned(), (x + 10, y - 6), ("sans-serif", 13)))?;
+    }
+    Ok(())
+}
+
+/// A series over time.
+#[derive(Clone, Debug)]
+pub(crate) struct Curve {
+    /// Which of the series it is.
+    pub(crate) series: usize,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Curves on axes that begin at 0, with a legend of the series, and a grey line at `level`.
+pub(crate) fn curves(curves: &[Curve], series: &[&str], level: f64, x: &str, y: &str) -> Result<String, String> {
+    let mut svg = String::new();
+    let greatest = |value: fn(&(f64, f64)) -> f64| curves.iter().flat_map(|curve| &curve.points).map(value);
+    let right = greatest(|point| point.0).fold(0.0, f64::max).max(1e-3);
+    let top = greatest(|point| point.1).fold(level, f64::max).max(1e-3) * 1.05;
+    let rows = series.len().div_ceil(7) as u32;
+    let drawn = (|| {
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, CURVES + rows * 18)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12)
+            .margin_top(12 + rows * 18)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..right, 0.0..top)?;
+        let mut mesh = chart.configure_mesh();
+        mesh.light_line_style(TRANSPARENT).x_desc(x).y_desc(y).label_style(("sans-serif", 13)).draw()?;
+        chart.draw_series([PathElement::new(vec![(0.0, level), (right, level)], BLACK.mix(0.4))])?;
+        // The first, which is ours, is drawn over the others.
+        for curve in curves.iter().rev() {
+            let colour = COLOURS[curve.series % COLOURS.len()];
+            let width = if curve.series == 0 { 3 } else { 2 };
+            chart.draw_series([PathElement::new(curve.points.clone(), colour.stroke_width(width))])?;
+        }
+        legend(&area, series)?;
+        area.present()
+    })();
+    drawn.map_err(|error: DrawingAreaErrorKind<std::io::Error>| format!("a plot could not be drawn: {error}"))?;
+    Ok(svg)
 }
 
 /// A plot of the bars: the ratio found, the range over the rounds, and the limit as a black mark.
@@ -177,6 +225,18 @@ mod tests {
         }
         assert_eq!(svg.matches("<circle").count(), 4 + 2);
         assert!(dots(&[], &[], "nothing").is_ok());
+    }
+
+    #[test]
+    fn curves_have_their_names_and_as_many_lines() {
+        let curve = |series, height| Curve { series, points: vec![(0.0, height), (1.0, 1.0), (30.0, 0.0)] };
+        let svg = curves(&[curve(0, 9.0), curve(1, 20.0)], &["rseq", "jemalloc"], 3.0, "seconds", "MiB").unwrap();
+        for text in ["rseq", "jemalloc", "seconds", "MiB"] {
+            assert!(svg.contains(text), "no {text}");
+        }
+        let coloured = |colour: &str| svg.matches(colour).count();
+        assert_eq!((coloured("stroke=\"#D55E00\""), coloured("stroke=\"#0072B2\"")), (1, 1), "{svg}");
+        assert!(curves(&[], &[], 0.0, "", "").is_ok());
     }
 
     #[test]

@@ -44,8 +44,10 @@ pub(crate) struct Programs {
 pub(crate) struct Wanted {
     /// Whether loops with constant layouts are measured.
     pub(crate) constant: bool,
-    /// Whether whole workloads are.
+    /// Whether the time of calls and live bytes are, which have programs of their own.
     pub(crate) workloads: bool,
+    /// Whether hello-worlds are started.
+    pub(crate) hello: bool,
 }
 
 impl Programs {
@@ -105,10 +107,13 @@ impl Programs {
         let features = feature.map_or_else(Vec::new, |feature| vec!["--features", feature]);
         let mut release = vec![Program::Child];
         if wanted.workloads {
-            release.extend([Program::Latency, Program::Hello]);
+            release.push(Program::Latency);
             if feature.is_none() {
                 release.push(Program::Live);
             }
+        }
+        if wanted.hello {
+            release.push(Program::Hello);
         }
         progress.line(&format!("building for {build}"));
         self.build_programs("release", &release, &features, &folder)?;
@@ -116,7 +121,7 @@ impl Programs {
             progress.line(&format!("building for {build}, with LTO"));
             self.build_programs("lto", &[Program::Constant], &features, &folder)?;
         }
-        if wanted.workloads {
+        if wanted.hello {
             progress.line(&format!("building for {build}, static"));
             let mut arguments = vec!["rustc", "--release", "-p", "bench-child", "--bin", "hello"];
             arguments.extend(&features);

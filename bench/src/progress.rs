@@ -1,7 +1,7 @@
 //! What is going on, on standard error: one line that changes on a terminal, a line for each step elsewhere.
 
-use std::cell::Cell;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// See the module.
@@ -9,12 +9,12 @@ use std::time::Instant;
 pub(crate) struct Progress {
     terminal: bool,
     begun: Instant,
-    shown: Cell<bool>,
+    shown: AtomicBool,
 }
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Progress { terminal: std::io::stderr().is_terminal(), begun: Instant::now(), shown: Cell::new(false) }
+        Progress { terminal: std::io::stderr().is_terminal(), begun: Instant::now(), shown: AtomicBool::new(false) }
     }
 
     /// A step that is worth a line of a log.
@@ -32,13 +32,13 @@ impl Progress {
             eprint!("\r\x1b[K{:>5.0} s  {text}", self.begun.elapsed().as_secs_f64());
             // A progress line that cannot be written is no reason to stop.
             _ = std::io::stderr().flush();
-            self.shown.set(true);
+            self.shown.store(true, Ordering::Relaxed);
         }
     }
 
     /// Makes room for results.
     pub(crate) fn clear(&self) {
-        if self.shown.take() {
+        if self.shown.swap(false, Ordering::Relaxed) {
             eprint!("\r\x1b[K");
         }
     }

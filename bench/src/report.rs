@@ -31,11 +31,7 @@ pub(crate) fn page(
     measures: &[Measure],
     bars: Option<&[Bar]>,
 ) -> Result<String, String> {
-    let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Allocators side by side</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>Allocators side by side</h1>\n<p>{}</p>\n",
-        escaped(&circumstances(results))
-    );
+    let mut html = begin("Allocators side by side", &circumstances(results));
     html.push_str(
         "<p>Everything was measured in one run: every round visits every measure, and in it every allocator, each in a \
          process of its own. Figures are medians over the rounds; lines and ± give the spread. Absolute times mean \
@@ -52,17 +48,32 @@ pub(crate) fn page(
             figures(&mut html, results, group, &of, measures)?;
         }
     }
-    html.push_str("<h2>All figures</h2>\n");
-    for table in table::tables(results, contenders, measures) {
-        _ = writeln!(html, "<details><summary>{}</summary>", escaped(&table.title));
-        as_html(&mut html, &table);
-        html.push_str("</details>\n");
-    }
-    html.push_str("</body>\n</html>\n");
+    end(&mut html, &table::tables(results, contenders, measures));
     Ok(html)
 }
 
-fn participants(html: &mut String, results: &Results) {
+/// The tables, and the page's end.
+pub(crate) fn end(html: &mut String, tables: &[Table]) {
+    html.push_str("<h2>All figures</h2>\n");
+    for table in tables {
+        _ = writeln!(html, "<details><summary>{}</summary>", escaped(&table.title));
+        as_html(html, table);
+        html.push_str("</details>\n");
+    }
+    html.push_str("</body>\n</html>\n");
+}
+
+/// The page's head, its title and where it was measured.
+pub(crate) fn begin(title: &str, circumstances: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
+        escaped(circumstances)
+    )
+}
+
+/// Who took part, and what failed.
+pub(crate) fn participants(html: &mut String, results: &Results) {
     let rows = results.contenders.iter().map(|(name, found)| (name.clone(), vec![described(found)])).collect();
     as_html(html, &Table { title: String::new(), columns: vec!["what it says it is".to_owned()], rows });
     if !results.problems.is_empty() {
@@ -74,7 +85,8 @@ fn participants(html: &mut String, results: &Results) {
     }
 }
 
-fn verdicts(html: &mut String, bars: &[Bar]) -> Result<(), String> {
+/// The bars, as a plot and as a table.
+pub(crate) fn verdicts(html: &mut String, bars: &[Bar]) -> Result<(), String> {
     let held = bars.iter().filter(|bar| bar.holds()).count();
     _ = writeln!(html, "<h2>Bars: {held} of {} pass</h2>\n{}", bars.len(), plots::bars(bars)?);
     html.push_str("<details><summary>The same as a table</summary>\n<div class=\"wide\"><table>\n");
@@ -178,7 +190,7 @@ fn as_html(html: &mut String, table: &Table) {
     html.push_str("</table></div>\n");
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -11,10 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bench_workloads::outcome::{Description, Outcome};
+use serde::de::DeserializeOwned;
 
 use crate::contenders::{Contender, GLIBC};
 use crate::plan::{Kind, Measure};
-use crate::programs::{Program, Programs};
+use crate::programs::{Program, Programs, Wanted};
 use crate::progress::Progress;
 use crate::results::{FLOOR, Machine, Problem, Results};
 
@@ -30,7 +31,8 @@ pub(crate) struct Amounts {
     pub(crate) divisor: usize,
 }
 
-/// No process of the suite takes half as long, even on a machine with much other work.
+/// No process of the suite takes half as long, even on a machine with much other work; those that are told how long they
+/// have to take have this in addition.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Failures that are a peer's own and known: who, in which measure, and what is known of it. They are shown, and do not
@@ -57,12 +59,27 @@ struct Printed {
 }
 
 impl Runner<'_> {
+    /// Builds what the contenders need and asks them what they are, leaves out those that are not what they should be,
+    /// and notes why.
+    pub(crate) fn prepare(&self, contenders: &mut Vec<Contender>, wanted: Wanted) -> Results {
+        let mut missing = self.programs.build(contenders, wanted, self.progress);
+        let (descriptions, unexpected) = self.describe(contenders);
+        missing.extend(unexpected);
+        let problem = |(contender, reason)| Problem { contender, measure: None, reason, known: false };
+        Results {
+            machine: machine(),
+            rounds: self.amounts.rounds,
+            contenders: descriptions,
+            problems: missing.into_iter().map(problem).collect(),
+            ..Results::default()
+        }
+    }
+
     /// Asks each contender what it is, and leaves out those that are not what they should be.
-    pub(crate) fn describe(&self, contenders: &mut Vec<Contender>) -> (Vec<Named<Description>>, Vec<Named<String>>) {
+    fn describe(&self, contenders: &mut Vec<Contender>) -> (Vec<Named<Description>>, Vec<Named<String>>) {
         let (mut descriptions, mut missing) = (Vec::new(), Vec::new());
         contenders.retain(|contender| {
-            let found = self.start(contender, Program::Child, &["--describe".to_owned()]).and_then(|printed| {
-                let found = serde_json::from_str(&printed.text).map_err(|error| error.to_string())?;
+            let found = self.ask(contender, &["--describe".to_owned()], Duration::ZERO).and_then(|found| {
                 contender.check(&found)?;
                 Ok(found)
             });
@@ -82,7 +99,6 @@ impl Runner<'_> {
     /// Runs all rounds.
     pub(crate) fn run(&self, measures: &[Measure], contenders: &[Contender], results: &mut Results) {
         let Some(glibc) = contenders.iter().find(|each| each.name == GLIBC) else { return };
-        results.machine = machine();
         self.count_live(measures, glibc, results);
         for round in 0..self.amounts.rounds {
             self.progress.line(&format!("round {} of {}", round + 1, self.amounts.rounds));
@@ -102,7 +118,7 @@ impl Runner<'_> {
                         None
                     } else {
                         let outcome = self.visit(measure, contender, floor);
-                        outcome.map_err(|reason| note(results, name, measure, reason)).ok()
+                        outcome.map_err(|reason| note(results, name, &measure.key(), reason)).ok()
                     };
                     let row = results.outcomes.entry(measure.key()).or_default();
                     row.entry(name.to_owned()).or_default().push(outcome);
@@ -121,7 +137,7 @@ impl Runner<'_> {
                 Ok(outcome) => {
                     results.live.extend(outcome.peak_live.map(|live| (measure.name.clone(), live)));
                 }
-                Err(reason) => note(results, GLIBC, measure, reason),
+                Err(reason) => note(results, GLIBC, &measure.key(), reason),
             }
         }
     }
@@ -136,7 +152,7 @@ impl Runner<'_> {
     fn visit(&self, measure: &Measure, contender: &Contender, floor: bool) -> Result<Outcome, String> {
         let millis = match measure.kind {
             Kind::Loop | Kind::Constant => self.amounts.loop_millis,
-            Kind::Workload => self.amounts.workload_millis,
+            Kind::Workload | Kind::Memory => self.amounts.workload_millis,
             Kind::Latency => self.amounts.latency_millis,
             Kind::Hello => return self.hello(measure, contender),
         };
@@ -152,9 +168,9 @@ impl Runner<'_> {
         let program = measure.program(contender);
         let mut time = Duration::ZERO;
         for _ in 0..self.amounts.hellos {
-            time += self.start(contender, program, &[])?.time;
+            time += self.start(contender, program, &[], Duration::ZERO)?.time;
         }
-        let told = self.start(contender, program, &["memory".to_owned()])?.text;
+        let told = self.start(contender, program, &["memory".to_owned()], Duration::ZERO)?.text;
         let peak = told.lines().nth(1).and_then(|line| line.parse().ok());
         Ok(Outcome {
             operations: u64::from(self.amounts.hellos),
@@ -165,12 +181,27 @@ impl Runner<'_> {
     }
 
     fn outcome(&self, contender: &Contender, program: Program, arguments: &[String]) -> Result<Outcome, String> {
-        let printed = self.start(contender, program, arguments)?;
-        serde_json::from_str(&printed.text).map_err(|error| format!("printed {:?}: {error}", printed.text))
+        parse(&self.start(contender, program, arguments, Duration::ZERO)?)
     }
 
-    /// Runs a program of a contender to its end.
-    fn start(&self, contender: &Contender, program: Program, arguments: &[String]) -> Result<Printed, String> {
+    /// What the child of a contender answers to something that takes so long.
+    pub(crate) fn ask<T: DeserializeOwned>(
+        &self,
+        contender: &Contender,
+        arguments: &[String],
+        takes: Duration,
+    ) -> Result<T, String> {
+        parse(&self.start(contender, Program::Child, arguments, takes)?)
+    }
+
+    /// Runs a program of a contender to its end, of which is known how long it takes at least.
+    fn start(
+        &self,
+        contender: &Contender,
+        program: Program,
+        arguments: &[String],
+        takes: Duration,
+    ) -> Result<Printed, String> {
         let path = self.programs.path(contender, program);
         let mut command = Command::new(&path);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -187,7 +218,7 @@ impl Runner<'_> {
         let id = child.id();
         let (sender, receiver) = mpsc::channel();
         let waiter = thread::spawn(move || sender.send((child.wait_with_output(), begun.elapsed())));
-        let (ended, late) = match receiver.recv_timeout(LIMIT) {
+        let (ended, late) = match receiver.recv_timeout(takes + LIMIT) {
             Ok(ended) => (Ok(ended), false),
             Err(_) => {
                 // SAFETY: a plain system call; the child is not waited for yet, so the id is still its own.
@@ -199,7 +230,7 @@ impl Runner<'_> {
         let (output, time) = ended.map_err(|error| error.to_string())?;
         let output = output.map_err(|error| error.to_string())?;
         if late {
-            return Err(format!("not done after {} s", LIMIT.as_secs()));
+            return Err(format!("not done after {} s", (takes + LIMIT).as_secs()));
         }
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -210,17 +241,21 @@ impl Runner<'_> {
     }
 }
 
+fn parse<T: DeserializeOwned>(printed: &Printed) -> Result<T, String> {
+    serde_json::from_str(&printed.text).map_err(|error| format!("printed {:?}: {error}", printed.text))
+}
+
 /// Notes a failure, once for a contender and measure.
-fn note(results: &mut Results, contender: &str, measure: &Measure, reason: String) {
-    let key = measure.key();
-    let is_same = |problem: &Problem| problem.contender == contender && problem.measure.as_ref() == Some(&key);
+pub(crate) fn note(results: &mut Results, contender: &str, key: &str, reason: String) {
+    let is_same = |problem: &Problem| problem.contender == contender && problem.measure.as_deref() == Some(key);
     if results.problems.iter().any(is_same) {
         return;
     }
-    let known = KNOWN.iter().find(|known| known.0 == contender && known.1 == key);
+    // The same with other numbers of threads is the same.
+    let known = KNOWN.iter().find(|known| known.0 == contender && key.split('/').next() == Some(known.1));
     let reason = known.map_or(reason.clone(), |known| format!("{reason} (known: {})", known.2));
-    let contender = contender.to_owned();
-    results.problems.push(Problem { contender, measure: Some(key), reason, known: known.is_some() });
+    let (contender, measure) = (contender.to_owned(), Some(key.to_owned()));
+    results.problems.push(Problem { contender, measure, reason, known: known.is_some() });
 }
 
 fn machine() -> Machine {
@@ -239,16 +274,15 @@ fn machine() -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan;
 
     #[test]
     fn a_failure_is_noted_once_and_known_ones_are_marked() {
         let mut results = Results::default();
-        let parked = plan::all(&["parked"]).pop().unwrap();
-        note(&mut results, "rpmalloc", &parked, "signal 11".to_owned());
-        note(&mut results, "rpmalloc", &parked, "signal 6".to_owned());
-        note(&mut results, "jemalloc", &parked, "signal 6".to_owned());
+        note(&mut results, "rpmalloc", "parked", "signal 11".to_owned());
+        note(&mut results, "rpmalloc", "parked", "signal 6".to_owned());
+        note(&mut results, "rpmalloc", "parked/5000", "signal 6".to_owned());
+        note(&mut results, "jemalloc", "parked", "signal 6".to_owned());
         let told: Vec<_> = results.problems.iter().map(|problem| (problem.contender.as_str(), problem.known)).collect();
-        assert_eq!(told, [("rpmalloc", true), ("jemalloc", false)]);
+        assert_eq!(told, [("rpmalloc", true), ("rpmalloc", true), ("jemalloc", false)]);
     }
 }

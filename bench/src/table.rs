@@ -162,7 +162,7 @@ impl Of<'_> {
 
 impl Table {
     /// In columns as wide as what stands in them.
-    fn print(&self, text: &mut String) {
+    pub(crate) fn print(&self, text: &mut String) {
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|(_, cells)| cells.get(column));
             cells.chain(self.columns.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -222,7 +222,8 @@ fn free(outcome: &Outcome) -> Latency {
     outcome.free.unwrap_or_default()
 }
 
-fn problems(text: &mut String, results: &Results) {
+/// What failed while it was measured.
+pub(crate) fn problems(text: &mut String, results: &Results) {
     let in_measures: Vec<_> = results.problems.iter().filter(|problem| problem.measure.is_some()).collect();
     if !in_measures.is_empty() {
         text.push_str("\nfailures\n");
@@ -238,7 +239,8 @@ pub(crate) fn named(problem: &Problem) -> String {
     format!("{} {place}: {}", problem.contender, problem.reason)
 }
 
-fn verdicts(text: &mut String, bars: &[Bar]) {
+/// The bars.
+pub(crate) fn verdicts(text: &mut String, bars: &[Bar]) {
     _ = writeln!(text, "\n{:<54} {:>8} {:>8} {:>16}  to the best peer", "bars", "at most", "ratio", "rounds");
     for bar in bars {
         let mark = if bar.holds() { "pass" } else { "FALLS SHORT" };
@@ -258,7 +260,8 @@ fn verdicts(text: &mut String, bars: &[Bar]) {
     _ = writeln!(text, "{held} of {} bars pass", bars.len());
 }
 
-fn with_spread(values: &[f64], form: fn(f64) -> String) -> String {
+/// The median, and half of the range in percent of it.
+pub(crate) fn with_spread(values: &[f64], form: fn(f64) -> String) -> String {
     let (least, greatest) = range(values);
     let middle = median(values);
     format!("{} ±{:.0}%", form(middle), (greatest - least) / 2.0 / middle * 100.0)
@@ -275,12 +278,12 @@ pub(crate) fn time(nanoseconds: f64) -> String {
 }
 
 /// KiB as MiB.
-fn mib(kib: f64) -> String {
+pub(crate) fn mib(kib: f64) -> String {
     format!("{} MiB", digits(kib / 1024.0))
 }
 
 /// A number of any size in few characters.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         value if value < 1e3 => digits(value),
         value if value < 1e6 => format!("{}k", digits(value / 1e3)),

@@ -32,7 +32,7 @@ macro_rules! allocator {
 
 #[cfg(all(linked, not(feature = "rseq")))]
 fn of_crate(name: &str, version: String) -> Description {
-    Description { name: name.to_owned(), version, mode: None }
+    Description { name: name.to_owned(), version, ..Description::default() }
 }
 
 allocator!(
@@ -43,6 +43,7 @@ allocator!(
         name: "rseq-alloc".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mode: Some(alloc_core::mode().to_string()),
+        metadata: Some(alloc_core::stats().metadata as u64),
     }
 );
 

@@ -15,7 +15,11 @@ pub fn describe() -> Description {
     preloaded().unwrap_or_else(|| {
         // SAFETY: takes nothing and returns a static C string.
         let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
-        Description { name: "glibc".to_owned(), version: version.to_string_lossy().into_owned(), mode: None }
+        Description {
+            name: "glibc".to_owned(),
+            version: version.to_string_lossy().into_owned(),
+            ..Description::default()
+        }
     })
 }
 
@@ -38,6 +42,7 @@ fn preloaded() -> Option<Description> {
             name: "librseqalloc".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: Some(text(mode())),
+            metadata: None,
         });
     }
     if let Some(address) = symbol(c"tc_version") {
@@ -47,12 +52,12 @@ fn preloaded() -> Option<Description> {
         return Some(Description {
             name: "gperftools".to_owned(),
             version: text(version(null_mut(), null_mut(), null_mut())).trim_start_matches("gperftools ").to_owned(),
-            mode: None,
+            ..Description::default()
         });
     }
     let address = symbol(c"mi_version")?;
     // SAFETY: the type that mimalloc.h declares.
     let version = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_int>(address) }();
     let version = format!("{}.{}.{}", version / 100, version / 10 % 10, version % 10);
-    Some(Description { name: "mimalloc".to_owned(), version, mode: None })
+    Some(Description { name: "mimalloc".to_owned(), version, ..Description::default() })
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bench_workloads::memory::give_back::GiveBack;
+use bench_workloads::memory::soak::Soak;
 use bench_workloads::outcome::{Description, Outcome};
 use bench_workloads::workloads::{self, json, regexes};
 
@@ -85,6 +87,33 @@ fn live_bytes_are_what_the_workload_says() {
 }
 
 #[test]
+fn a_heap_that_is_watched_is_resident_and_its_frees_are_seen() {
+    let watch = |name| {
+        let printed = start(CHILD, &[name, "--mib", "32", "--seconds", "1"]).unwrap();
+        serde_json::from_str::<GiveBack>(&printed).unwrap_or_else(|error| panic!("{name} printed {printed}: {error}"))
+    };
+    for (name, left) in [("give-back/small/90/light", 0.1), ("give-back/mixed/all/none", 0.0)] {
+        let found = watch(name);
+        // Every byte was written, and glibc adds a header to each block.
+        assert!((0.98..1.2).contains(&found.peak_over_live()), "{name}: {found:?}");
+        assert!((found.left as f64 / found.live as f64 - left).abs() < 0.03, "{name}: {found:?}");
+        assert!(found.faults > 0 && found.metadata.is_none(), "{name}: {found:?}");
+        assert!(found.after(0.0).is_some() && found.after(1.0).is_some() && found.after(2.0).is_none());
+    }
+}
+
+#[test]
+fn a_soak_ends_after_its_time_with_whole_repetitions() {
+    let printed = start(CHILD, &["soak", "--mib", "8", "--seconds", "1", "--phase-millis", "10"]).unwrap();
+    let soak: Soak = serde_json::from_str(&printed).unwrap();
+    assert!(soak.repetitions.len() >= 3);
+    let ends: Vec<_> = soak.repetitions.iter().flatten().collect();
+    assert!(ends.is_sorted_by(|one, next| one.seconds < next.seconds));
+    assert!(ends.iter().all(|end| end.live > 0 && end.rss_kib * 1024 > end.live / 2), "{ends:?}");
+    assert!(ends.last().is_some_and(|end| end.seconds >= 1.0));
+}
+
+#[test]
 fn floors_are_measured_where_there_are_any() {
     let texts = Texts::new("floor");
     assert!(outcome(CHILD, "producer-consumer/64", &texts.0, &["--floor"]).operations > 0);
@@ -100,7 +129,9 @@ fn the_c_library_is_described() {
 
 #[test]
 fn nonsense_is_refused() {
-    for arguments in [&[][..], &["no-such"], &["server", "--millis", "0"], &["server", "--millis"], &["json"]] {
+    for arguments in
+        [&[][..], &["no-such"], &["server", "--millis", "0"], &["server", "--millis"], &["json"], &["give-back/small"]]
+    {
         assert!(start(CHILD, arguments).is_err(), "{arguments:?}");
     }
 }

@@ -68,6 +68,16 @@ impl Sizes {
         })
     }
 
+    /// Random sizes between the two, each as likely as any other.
+    ///
+    /// # Panics
+    ///
+    /// As [`Sizes::spread`].
+    pub fn even(least: usize, most: usize) -> Self {
+        assert!(least <= most);
+        Sizes::made_of(|random| least + (random >> 32) as usize % (most - least + 1))
+    }
+
     /// What programs mostly ask for: 16 bytes to 1 KiB.
     pub fn small() -> Self {
         Sizes::spread(16, 1024)
@@ -167,6 +177,19 @@ impl Block {
         unsafe { touch(self.pointer, 0, self.layout.size()) };
     }
 
+    /// Writes all of it.
+    #[inline]
+    pub fn fill(&mut self) {
+        // SAFETY: as in `touch`.
+        unsafe { self.pointer.write_bytes(0x5a, self.layout.size()) };
+    }
+
+    /// Bytes that were asked for.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.layout.size()
+    }
+
     /// Frees it.
     #[inline]
     pub fn free<A: Subject>(self, allocator: A) {
@@ -219,6 +242,11 @@ mod tests {
         let all: Vec<usize> = (0..TABLE).map(|index| sizes.layout(index).size()).collect();
         assert!(all.iter().all(|size| (16..=65536).contains(size)));
         assert!(all.iter().any(|&size| size < 64) && all.iter().any(|&size| size > 16384));
+        let even = Sizes::even(16, 1024);
+        let all: Vec<usize> = (0..TABLE).map(|index| even.layout(index).size()).collect();
+        assert!(all.iter().all(|size| (16..=1024).contains(size)));
+        let mean = all.iter().sum::<usize>() / TABLE;
+        assert!((490..550).contains(&mean), "{mean}");
     }
 
     #[test]

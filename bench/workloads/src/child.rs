@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor]
+//! PROGRAM MEMORY-NAME [--mib N] [--seconds N] [--phase-millis N]
 //! PROGRAM --describe
 //! PROGRAM --list
 //! ```
 //!
-//! Whoever starts it chooses the allocator, by the program and its environment, and reads the line.
+//! Whoever starts it chooses the allocator, by the program and its environment, and reads the line. What
+//! [`crate::memory`] measures has outcomes of its own.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use crate::crew::Span;
 use crate::latency::Recording;
 use crate::live;
 use crate::loops::{Layouts, Loop};
+use crate::memory;
 use crate::outcome::{Description, Outcome};
 use crate::subjects::{Fixed, Global};
 use crate::usage::{self, Usage};
@@ -68,15 +71,24 @@ struct Arguments {
     divisor: usize,
     texts: PathBuf,
     floor: bool,
+    memory: memory::Amounts,
 }
 
 /// How often a workload that did nothing is given a longer span.
 const LONGER: usize = 3;
 
-const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor], or --describe, or --list";
+const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor] [--mib N] [--seconds N] \
+                     [--phase-millis N], or --describe, or --list";
 
 fn arguments() -> Result<Arguments, String> {
-    let mut arguments = Arguments { name: String::new(), millis: 300, divisor: 1, texts: PathBuf::new(), floor: false };
+    let mut arguments = Arguments {
+        name: String::new(),
+        millis: 300,
+        divisor: 1,
+        texts: PathBuf::new(),
+        floor: false,
+        memory: memory::Amounts::default(),
+    };
     let mut given = std::env::args().skip(1);
     while let Some(argument) = given.next() {
         let mut value = || given.next().ok_or_else(|| format!("{argument} needs a value; {USAGE}"));
@@ -86,6 +98,9 @@ fn arguments() -> Result<Arguments, String> {
             "--divisor" => arguments.divisor = number(value()?)? as usize,
             "--texts" => arguments.texts = value()?.into(),
             "--floor" => arguments.floor = true,
+            "--mib" => arguments.memory.mib = number(value()?)? as usize,
+            "--seconds" => arguments.memory.time = Duration::from_secs(number(value()?)?),
+            "--phase-millis" => arguments.memory.phase = Duration::from_millis(number(value()?)?),
             _ if arguments.name.is_empty() => arguments.name = argument,
             _ => return Err(USAGE.to_owned()),
         }
@@ -99,6 +114,9 @@ fn run(
     measure: impl Fn(&Arguments) -> Result<Outcome, String>,
 ) -> Result<String, String> {
     let arguments = arguments()?;
+    if let Some(line) = memory::run(&arguments.name, arguments.memory, describe) {
+        return line;
+    }
     let outcome = match arguments.name.as_str() {
         "--describe" => return serde_json::to_string(&describe()).map_err(|error| error.to_string()),
         "--list" => return Ok(names().join("\n")),

@@ -6,6 +6,7 @@
 //! | [`subjects`] | the program's own allocator, and the stand-in that measures frames |
 //! | [`loops`] | short loops on one thread or a few, called with a number of iterations |
 //! | [`workloads`] | what programs do, run for a span of time; one file each |
+//! | [`memory`] | what a heap costs over time: how it is given back, and what it grows to |
 //! | [`crew`], [`ring`] | the frames: threads that count what they did, rings of pointers between them |
 //! | [`latency`], [`live`] | wrappers of an allocator: the time of every call, the bytes that are live |
 //! | [`usage`] | memory, page faults and system time, from the kernel |
@@ -21,6 +22,7 @@ pub mod crew;
 pub mod latency;
 pub mod live;
 pub mod loops;
+pub mod memory;
 pub mod outcome;
 pub mod ring;
 pub mod subjects;

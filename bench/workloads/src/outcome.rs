@@ -73,4 +73,6 @@ pub struct Description {
     pub version: String,
     /// For allocators that run in different modes, which it is.
     pub mode: Option<String>,
+    /// Bytes of the allocator's own data at the moment of the question, where it can tell.
+    pub metadata: Option<u64>,
 }

@@ -1,7 +1,7 @@
 //! What the kernel says about this process.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 
 /// A reading of [getrusage(2)](https://man7.org/linux/man-pages/man2/getrusage.2.html).
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,19 +43,54 @@ pub fn peak_rss_kib() -> io::Result<u64> {
     field("/proc/self/status", "VmHWM:")
 }
 
-/// Resident memory now, in KiB, counted exactly
+/// Resident memory, counted exactly by walking the page tables
 /// ([proc_pid_smaps(5)](https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html)).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resident {
+    /// All of it, in KiB.
+    pub rss_kib: u64,
+    /// What of it is anonymous memory in transparent huge pages, in KiB.
+    pub huge_kib: u64,
+}
+
+impl Resident {
+    /// That of this process, now. Allocates nothing, so that it can be asked while an idle heap is watched.
+    ///
+    /// # Errors
+    ///
+    /// If `/proc` cannot be read.
+    pub fn now() -> io::Result<Self> {
+        const FILE: &str = "/proc/self/smaps_rollup";
+        let mut file = File::open(FILE)?;
+        // It has about 25 short lines.
+        let mut text = [0; 4096];
+        let mut length = 0;
+        loop {
+            match file.read(&mut text[length..])? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        let text = str::from_utf8(&text[..length]).unwrap_or_default();
+        Ok(Resident { rss_kib: value(text, FILE, "Rss:")?, huge_kib: value(text, FILE, "AnonHugePages:")? })
+    }
+}
+
+/// Resident memory now, in KiB; see [`Resident`].
 ///
 /// # Errors
 ///
 /// If `/proc` cannot be read.
 pub fn rss_kib() -> io::Result<u64> {
-    field("/proc/self/smaps_rollup", "Rss:")
+    Resident::now().map(|resident| resident.rss_kib)
 }
 
 fn field(file: &str, name: &str) -> io::Result<u64> {
-    fs::read_to_string(file)?
-        .lines()
+    value(&fs::read_to_string(file)?, file, name)
+}
+
+fn value(text: &str, file: &str, name: &str) -> io::Result<u64> {
+    text.lines()
         .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in {file}")))
 }

@@ -169,9 +169,9 @@ fn of_sizes<S: Shape>(
         .above(move |settings| floor(Fixed, sizes(), settings))
 }
 
-/// The workload of that name.
+/// The workload of that name: one of all, or parked threads in another number (`parked/64`).
 pub fn find(name: &str) -> Option<Workload> {
-    all().into_iter().find(|workload| workload.name == name)
+    all().into_iter().find(|workload| workload.name == name).or_else(|| parked::of(name))
 }
 
 /// Blocks that are live at random places, of which one at a time is replaced.
@@ -250,6 +250,13 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all().len());
-        assert!(find("nothing").is_none());
+        assert!(find("nothing").is_none() && find("parked/0").is_none());
+    }
+
+    #[test]
+    fn parked_threads_come_in_any_number() {
+        let settings = Settings { span: Span::new(Duration::from_millis(1)), divisor: 1, texts: PathBuf::new() };
+        let counted = find("parked/7").unwrap().run(&settings, false).unwrap();
+        assert!(counted.pace.operations == 7 && counted.rss_kib.is_some_and(|kib| kib > 0));
     }
 }

@@ -11,10 +11,10 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use super::{Outcome, Report, Settings};
+use super::{Outcome, Report, Settings, Workload};
 use crate::blocks::{Random, Subject, allocate};
 use crate::crew::Pace;
-use crate::subjects::Fixed;
+use crate::subjects::{Fixed, Global};
 use crate::usage;
 
 const THREADS: usize = 2000;
@@ -31,6 +31,13 @@ struct Dormitory {
     asleep: Mutex<usize>,
     changed: Condvar,
     never: Condvar,
+}
+
+/// `parked/N`: with N threads instead, whatever the divisor.
+pub(super) fn of(name: &str) -> Option<Workload> {
+    let threads = name.strip_prefix("parked/")?.parse().ok().filter(|&threads| threads > 0)?;
+    let parked = Workload::new(name, "thread", move |_| park(Global, threads, BYTES));
+    Some(Workload { timed_calls: false, ..parked.above(move |_| park(Fixed, threads, 0)) })
 }
 
 pub(super) fn run_floor(settings: &Settings) -> Outcome {
