@@ -153,8 +153,8 @@ pub fn usable_size(block: *const u8) -> usize {
 /// be had; then the block stays as it is. The result is aligned to [`ALIGN`] only.
 ///
 /// A block stays where it is if `size` fits and is more than half of what fits, or leads to the same class. Otherwise
-/// blocks from 64 KiB to 1 MiB grow and shrink in place where the pages behind them allow it, large ones move by their
-/// page tables, and everything else is copied.
+/// blocks from 64 KiB to 1 MiB grow and shrink in place where the pages behind them allow it, large ones grow into what
+/// is kept behind them or move by their page tables, and everything else is copied.
 ///
 /// # Safety
 /// `block` is a live block of this allocator; if another one comes back it is no longer the caller's.

@@ -93,7 +93,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let large = large::usage();
     Stats {
         mode,
-        allocated: (central.out + large.live_bytes).saturating_sub(cached_shards + depot.cached),
+        allocated: (central.out + large.served_bytes).saturating_sub(cached_shards + depot.cached),
         active: central.active + large.live_bytes,
         resident: pages.used_bytes + pages.free_resident_bytes + large.live_bytes + large.cached_bytes,
         metadata: meta::bytes() + shards * size_of::<crate::shard::Shard>(),

@@ -223,6 +223,10 @@ pub(crate) fn allocate_single(class_index: usize) -> Option<(NonNull<u8>, bool)>
 /// The span of a block that was freed as one of `class_index`. Or the block was a classed one of the large, and is freed
 /// now: `None`. Ends the process if the map says otherwise.
 fn span_or_classed(block: usize, class_index: usize, seen: Seen) -> Option<NonNull<Span>> {
+    let (actual, owner) = map::lookup(block);
+    if usize::from(actual) == class_index && !owner.is_null() {
+        return NonNull::new(owner.cast());
+    }
     if large::class_of(block) == Some(class_index)
         && let Some(start) = NonNull::new(core::ptr::with_exposed_provenance_mut(block))
         // SAFETY: a block that was freed; where another thread freed it, too, one of them is told.

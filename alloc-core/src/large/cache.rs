@@ -126,7 +126,8 @@ impl Cache {
             return self.take_front(index, len);
         }
         // In two, of which the second is as old and so comes next.
-        let behind = self.entries.get_mut(index + 1..=self.count)?;
+        let behind = self.entries.get_mut(index + 1..self.count + 1)?;
+        behind.first()?;
         behind.rotate_right(1);
         *behind.first_mut()? = Entry { start: found.start.wrapping_add(before), len: found.len - before, ..found };
         self.entries.get_mut(index)?.len = before;

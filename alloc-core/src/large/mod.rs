@@ -6,8 +6,8 @@
 //!
 //! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find
 //! each other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in
-//! small steps is cheap. Pages behind the contents are not touched and so cost address space only. Blocks that grow
-//! past 8 MiB ask for huge pages.
+//! small steps is cheap. Pages behind the contents are not touched and cost address space only, if they are fresh.
+//! Blocks that grow past 8 MiB ask for huge pages.
 //!
 //! A block that grows takes what is kept behind it, if something is: no system call, no copy, no page fault. So that
 //! something is, a block that becomes large by growing goes where the most is kept, and what moves goes to the start of a
@@ -52,7 +52,7 @@ const MAX_RESERVE: usize = 1 << 20;
 /// How many times its length, at least, is kept where a block goes early.
 const ROOM_TO_GROW: usize = 4;
 /// How many blocks may go early for each that becomes large, and at most in a row. Where those that do stay small, that
-/// ends it: each has cost a copy of 64 KiB or more, and memory for [`LargeHeap::tick`] is no longer in one piece.
+/// ends it: each has cost a copy of 64 KiB or more and breaks what is kept into pieces.
 const EARLY_EACH: u32 = 2;
 const EARLY_MOST: u32 = 16;
 /// Blocks that grow to this length are made of huge pages where the system allows that on request: what grows is used
@@ -77,6 +77,8 @@ pub(crate) struct NotOurs;
 pub(crate) struct LargeUsage {
     /// Bytes of mappings in use.
     pub(crate) live_bytes: usize,
+    /// The same, but of classed blocks only what they were asked for: in a magazine they count with that.
+    pub(crate) served_bytes: usize,
     /// Bytes of freed mappings that are kept.
     pub(crate) cached_bytes: usize,
     /// Mappings, in use and kept.
@@ -114,6 +116,7 @@ struct LargeHeap {
     /// 0: the default; otherwise milliseconds plus one.
     decay: AtomicU64,
     live_bytes: AtomicUsize,
+    served_bytes: AtomicUsize,
     /// How many blocks may come early.
     early: AtomicU32,
     live: AtomicUsize,
@@ -127,6 +130,7 @@ impl LargeHeap {
             due: AtomicU64::new(0),
             decay: AtomicU64::new(0),
             live_bytes: AtomicUsize::new(0),
+            served_bytes: AtomicUsize::new(0),
             early: AtomicU32::new(0),
             live: AtomicUsize::new(0),
         }
@@ -267,6 +271,9 @@ impl LargeHeap {
         let fields = unsafe { block.as_ref() };
         let len = fields.len.load(Ordering::Relaxed);
         let exact = stepped(new_size)?;
+        if new_size > MEDIUM_MAX && fields.size.load(Ordering::Relaxed) <= MEDIUM_MAX {
+            self.one_became_large();
+        }
         if new_size <= len {
             let shrinks = new_size < fields.size.load(Ordering::Relaxed);
             // Less than what growth keeps in reserve is not worth a system call, and may be wanted again.
@@ -278,9 +285,6 @@ impl LargeHeap {
             return Some(ptr);
         }
         let reserved = with_reserve(new_size)?;
-        if new_size > MEDIUM_MAX && fields.size.load(Ordering::Relaxed) <= MEDIUM_MAX {
-            self.one_became_large();
-        }
         // What is kept behind the block. The guard goes at the end of the statement.
         let behind = self.cache.lock().take_behind(ptr.addr().get() + len, exact - len, reserved.saturating_sub(len));
         if let Some(more) = behind {
@@ -334,16 +338,20 @@ impl LargeHeap {
         moved
     }
 
-    /// Writes size and length into the descriptor, and the change of the length into the sum.
+    /// Writes size and length into the descriptor, and what they change into the sums.
     fn record(&self, block: NonNull<Block>, size: usize, len: usize) {
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
-        let old_len = fields.len.load(Ordering::Relaxed);
+        let (old_size, old_len) = (fields.size.load(Ordering::Relaxed), fields.len.load(Ordering::Relaxed));
         fields.size.store(size, Ordering::Relaxed);
+        fields.len.store(len, Ordering::Relaxed);
+        // Both ways around zero: the sums are what counts. A step of growth changes neither, mostly.
         if len != old_len {
-            fields.len.store(len, Ordering::Relaxed);
-            // Both ways around zero: the sum is what counts.
             self.live_bytes.fetch_add(len.wrapping_sub(old_len), Ordering::Relaxed);
+        }
+        let (served, old_served) = (served(size, len), served(old_size, old_len));
+        if served != old_served {
+            self.served_bytes.fetch_add(served.wrapping_sub(old_served), Ordering::Relaxed);
         }
     }
 
@@ -412,6 +420,7 @@ impl LargeHeap {
         let cache = self.cache.lock();
         LargeUsage {
             live_bytes: self.live_bytes.load(Ordering::Relaxed),
+            served_bytes: self.served_bytes.load(Ordering::Relaxed),
             cached_bytes: cache.bytes(),
             mappings: self.live.load(Ordering::Relaxed) + cache.count(),
         }
@@ -438,6 +447,11 @@ fn stepped(size: usize) -> Option<usize> {
 /// The length of a block that grew to `size` bytes and may go on growing.
 fn with_reserve(size: usize) -> Option<usize> {
     round(size, granule(size).min(MAX_RESERVE))
+}
+
+/// What counts as in use of a block.
+fn served(size: usize, len: usize) -> usize {
+    if size <= MEDIUM_MAX { size } else { len }
 }
 
 /// An eighth of the power of two below `size`.

@@ -333,7 +333,7 @@ fn threads_never_see_a_stale_owner() {
     });
     SHARED.purge();
     let usage = SHARED.usage();
-    assert_eq!((usage.live_bytes, usage.mappings), (0, 0));
+    assert_eq!((usage.live_bytes, usage.served_bytes, usage.mappings), (0, 0, 0));
 }
 
 /// A heap in which a mapping of 8 MiB is kept that starts at a huge page, since the time 1, and that mapping.
@@ -507,7 +507,7 @@ proptest::proptest! {
             // SAFETY: given up.
             unsafe { heap.free(ptr, 0) }.unwrap();
         }
-        assert_eq!(heap.usage().live_bytes, 0);
+        assert_eq!((heap.usage().live_bytes, heap.usage().served_bytes), (0, 0));
         heap.purge();
         assert_eq!(heap.usage().mappings, 0);
     }

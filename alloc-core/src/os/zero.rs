@@ -77,8 +77,8 @@ unsafe fn zero_by(history: &History, start: NonNull<u8>, len: usize) {
             history.note(true);
             return at(first).write_bytes(0, end - first);
         }
-        let mut dense = false;
-        for piece in (first..end).step_by(PIECE * page) {
+        let (mut piece, mut dense) = (first, false);
+        while piece < end {
             let len = (end - piece).min(PIECE * page);
             if is_sparse(at(piece), len / page) {
                 give_back_or_clear(at(piece), len);
@@ -86,6 +86,7 @@ unsafe fn zero_by(history: &History, start: NonNull<u8>, len: usize) {
                 at(piece).write_bytes(0, len);
                 dense = true;
             }
+            piece += len;
         }
         history.note(dense);
     }
