@@ -29,8 +29,8 @@ pub use crate::options::Refused;
 use crate::options::{DEFAULT_DECAY_MS, Options};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
-use crate::size_class::{CLASSES, MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
-use crate::{central, decay, front, large, map, mode, setup};
+use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
+use crate::{decay, front, large, map, mode, setup};
 use core::ptr::{NonNull, null_mut};
 
 /// What every block is aligned to: `alignof(max_align_t)` on x86-64 and aarch64.
@@ -153,49 +153,34 @@ pub fn usable_size(block: *const u8) -> usize {
 /// be had; then the block stays as it is. The result is aligned to [`ALIGN`] only.
 ///
 /// A block stays where it is if `size` fits and is more than half of what fits, or leads to the same class. Otherwise
-/// blocks from 64 KiB to 1 MiB grow and shrink in place where the pages behind them allow it, large ones move by their
-/// page tables, and everything else is copied.
+/// blocks from 64 KiB to 1 MiB grow and shrink in place where the pages behind them allow it, large ones grow into what
+/// is kept behind them or move by their page tables, and everything else is copied.
 ///
 /// # Safety
 /// `block` is a live block of this allocator; if another one comes back it is no longer the caller's.
 pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     let size = size.max(1);
     let to = bin(rounded(size)).map(class_of_bin);
-    let from = map::lookup(block.addr()).0;
-    let usable = match (NonNull::new(block), from) {
-        (None, _) => return allocate(size),
-        (Some(_), map::NONE) => fatal::foreign(block.addr(), Seen::Now),
-        (Some(start), map::LARGE) => {
+    let Some(start) = NonNull::new(block) else { return allocate(size) };
+    let (from, usable) = match map::lookup(block.addr()).0 {
+        map::NONE => fatal::foreign(block.addr(), Seen::Now),
+        map::LARGE => {
             let Some(len) = large::usable_size(block.addr()) else { fatal::foreign(block.addr(), Seen::Now) };
-            if to.is_none()
-                // SAFETY: the caller's block; the alignment it is promised to have is small.
-                && let Some(new) = unsafe { large::resize(start, size, ALIGN) }
-            {
-                return new.as_ptr();
-            }
-            len
+            (large::class_of(block.addr()), len)
         }
-        (Some(start), from) => {
+        from => {
             let from = usize::from(from);
             let usable = class(from).size as usize;
             if to == Some(from) || (size <= usable && size > usable / 2) {
                 return block;
             }
-            if let Some(to) = to
-                && class(from).blocks == 1
-                && class(to).blocks == 1
-                // SAFETY: the block is the caller's; both classes have one block in a span.
-                && unsafe { central::resize_single(start, from, to) }
-            {
-                return block;
-            }
-            usable
+            (Some(from), usable)
         }
     };
-    let new = match to {
-        // A block of a class that becomes a large one.
-        None if usize::from(from) < CLASSES => or_errno(front::allocate_to_grow(&OPTIONS, size, ALIGN)),
-        _ => allocate(size),
+    // SAFETY: the caller's block; the alignment it is promised to have is small.
+    let new = match unsafe { front::place_for(&OPTIONS, start, from, to, rounded(size).saturating_add(1), ALIGN) } {
+        front::Place::Here(new) => return new.as_ptr(),
+        front::Place::There(new) => or_errno(new),
     };
     if !new.is_null() {
         // SAFETY: both are live, disjoint, and at least that long.

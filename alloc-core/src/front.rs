@@ -19,8 +19,8 @@ use crate::shard::arena::OnArena;
 use crate::shard::gate::fast;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
-use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
-use crate::{central, decay, large, os};
+use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin};
+use crate::{central, decay, large, map, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -124,7 +124,7 @@ pub(crate) fn allocate_large(options: &Options, size: usize, align: usize) -> (*
 }
 
 /// As [`allocate_large`], for what a smaller block held that grows.
-pub(crate) fn allocate_to_grow(options: &Options, size: usize, align: usize) -> *mut u8 {
+fn allocate_to_grow(options: &Options, size: usize, align: usize) -> *mut u8 {
     let found = find_large(options, size, align, || large::allocate_to_grow(size, align));
     found.map_or(null_mut(), NonNull::as_ptr)
 }
@@ -239,28 +239,51 @@ fn visit<T>(
 ///
 /// # Safety
 /// As for [`allocate`].
+#[inline(always)]
 pub(crate) unsafe fn allocate_zeroed(options: &Options, size: usize, align: usize) -> *mut u8 {
+    if rounded(size, align) >= ZEROED_LONG {
+        return allocate_zeroed_long(options, size, align);
+    }
+    // SAFETY: the contract of this function.
+    let block = unsafe { allocate(options, size, align) };
+    if !block.is_null() {
+        // SAFETY: a fresh block of at least `size` bytes.
+        unsafe { block.write_bytes(0, size) };
+    }
+    block
+}
+
+/// What may be a span of its own, or large, and so known to be zero.
+#[inline(never)]
+fn allocate_zeroed_long(options: &Options, size: usize, align: usize) -> *mut u8 {
     let x = rounded(size, align);
     let (block, zeroed) = match bin(x) {
         None => allocate_large(options, x.wrapping_add(1), align),
-        Some(bin) if class(class_of_bin(bin)).blocks == 1 => {
-            // SAFETY: as in `allocate`.
-            match unsafe { fast::pop(displacement(bin)) } {
-                block if block.is_null() => allocate_single(options, bin),
-                block => (block, false),
-            }
-        }
-        // SAFETY: the contract of this function.
-        Some(_) => (unsafe { allocate(options, size, align) }, false),
+        // SAFETY: as in `allocate`.
+        Some(bin) => match unsafe { fast::pop(displacement(bin)) } {
+            block if block.is_null() => allocate_single(options, bin),
+            block => (block, false),
+        },
     };
     match NonNull::new(block) {
         // SAFETY: a fresh block of at least `size` bytes.
-        Some(start) if !zeroed && size >= ZERO_BY_PAGES => unsafe { os::mapping::zero(start, size) },
+        Some(start) if !zeroed && size >= ZERO_BY_PAGES => unsafe { os::zero::zero(start, size) },
         // SAFETY: as above.
         Some(start) if !zeroed => unsafe { start.write_bytes(0, size) },
         _ => {}
     }
     block
+}
+
+/// The rounded size less one from which on a span is a single block.
+const ZEROED_LONG: usize = SINGLE_BLOCK - SINGLE_BLOCK / 8;
+const _: () = assert!(!is_single(ZEROED_LONG - 1) && is_single(ZEROED_LONG) && is_single(MEDIUM_MAX - 1));
+
+const fn is_single(x: usize) -> bool {
+    match bin(x) {
+        Some(bin) => TABLE[class_of_bin(bin)].blocks == 1,
+        None => false,
+    }
 }
 
 /// From this size on it is worth a system call to find out whether a block is resident before it is cleared.
@@ -290,39 +313,19 @@ fn allocate_single(options: &Options, bin: usize) -> (*mut u8, bool) {
 /// `block` is a live block of `size` and `align`; `new_size` is not 0.
 pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
     let Some(old) = NonNull::new(block) else { return null_mut() };
-    let becomes_large = match (bin(rounded(size, align)), bin(rounded(new_size, align))) {
-        (Some(from), Some(to)) => {
-            let (from, to) = (class_of_bin(from), class_of_bin(to));
-            if from == to {
-                return block;
-            }
-            if class(from).blocks == 1
-                && class(to).blocks == 1
-                // SAFETY: the block is the caller's; both classes have one block in a span.
-                && unsafe { central::resize_single(old, from, to) }
-            {
-                return block;
-            }
-            false
-        }
-        (None, None) => {
-            check_large(block, size);
-            // Rounded, as everything that `free` will compare with it.
-            let new_size = rounded(new_size, align).wrapping_add(1);
-            // SAFETY: the block is the caller's, and large.
-            if let Some(new) = unsafe { large::resize(old, new_size, align) } {
-                return new.as_ptr();
-            }
-            false
-        }
-        (Some(_), None) => true,
-        (None, Some(_)) => false,
-    };
-    let new = if becomes_large {
-        allocate_to_grow(options, rounded(new_size, align).wrapping_add(1), align)
-    } else {
-        // SAFETY: the alignment is the old one.
-        unsafe { allocate(options, new_size, align) }
+    let (from, to) = (bin(rounded(size, align)), bin(rounded(new_size, align)));
+    let (from, to) = (from.map(class_of_bin), to.map(class_of_bin));
+    if from.is_none() {
+        check_large(block, size);
+    } else if from == to {
+        return block;
+    }
+    // Rounded, as everything that `free` will compare with it.
+    let rounded_size = rounded(new_size, align).wrapping_add(1);
+    // SAFETY: the contract of this function.
+    let new = match unsafe { place_for(options, old, from, to, rounded_size, align) } {
+        Place::Here(new) => return new.as_ptr(),
+        Place::There(new) => new,
     };
     if !new.is_null() {
         // SAFETY: both are live, disjoint, and at least that long.
@@ -331,6 +334,60 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
         unsafe { free(options, block, size, align) };
     }
     new
+}
+
+/// Where a block is that changes its size.
+pub(crate) enum Place {
+    /// It has the new size, and its contents.
+    Here(NonNull<u8>),
+    /// It is to be copied to this block, and freed; if that is null, it stays as it is.
+    There(*mut u8),
+}
+
+/// Finds the place for a block of class `from` that becomes one of class `to`; `None` is large.
+///
+/// # Safety
+/// `block` is a live block of that class, and the caller's; `new_size`, rounded to `align`, leads to class `to`. If the
+/// block comes back at another address, the old one is no longer the caller's.
+pub(crate) unsafe fn place_for(
+    options: &Options,
+    block: NonNull<u8>,
+    from: Option<usize>,
+    to: Option<usize>,
+    new_size: usize,
+    align: usize,
+) -> Place {
+    let single = |of: &usize| class(*of).blocks == 1;
+    let (single_from, single_to) = (from.filter(single), to.filter(single));
+    // Those that left their spans while they grew are large, whatever their size is.
+    let classed = single_from.is_some() && large::class_of(block.addr().get()) == single_from;
+    // Of a class they have the whole size.
+    let served = single_to.map_or(new_size, |to| class(to).size as usize);
+    // What is large for its size has to be copied if it becomes one of a class: it is not aligned for every class.
+    if (from.is_none() && to.is_none()) || (classed && (to.is_none() || single_to.is_some())) {
+        // SAFETY: the block is the caller's, and large; it is classed if it becomes one of a class.
+        if let Some(new) = unsafe { large::resize(block, served, align) } {
+            return Place::Here(new);
+        }
+    } else if let (Some(from), Some(to)) = (single_from, single_to) {
+        // Where growing blocks become large it goes there before it has much to copy.
+        if to > from
+            && usize::from(map::lookup(block.addr().get()).0) == from
+            && let Some(new) = large::allocate_early(served)
+        {
+            return Place::There(new.as_ptr());
+        }
+        // SAFETY: the block is the caller's; both classes have one block in a span.
+        if unsafe { central::resize_single(block, from, to) } {
+            return Place::Here(block);
+        }
+    }
+    Place::There(if from.is_some() && to.is_none() {
+        allocate_to_grow(options, new_size, align)
+    } else {
+        // SAFETY: the alignment is the old one.
+        unsafe { allocate(options, new_size, align) }
+    })
 }
 
 /// Gives back everything that is free, from every layer. Returns the bytes that went to the operating system.

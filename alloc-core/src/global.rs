@@ -75,6 +75,7 @@ unsafe impl GlobalAlloc for RseqAlloc {
         unsafe { front::free(&self.options, block, layout.size(), layout.align()) }
     }
 
+    #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a layout's alignment is a power of two.
         unsafe { front::allocate_zeroed(&self.options, layout.size(), layout.align()) }

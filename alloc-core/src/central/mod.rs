@@ -5,7 +5,8 @@
 //! shards: allocation during set-up, a sequence that gave up, a shard that is sealed.
 //!
 //! A block that comes back is checked: its class must be that of the magazine, it must lie on the grid of its span,
-//! and it must not be free. A failure ends the process, see [`crate::fatal`].
+//! and it must not be free. A failure ends the process, see [`crate::fatal`]. Blocks that left their spans while they
+//! grew come back here, too, and go on to [`large`].
 //!
 //! The pages of a span are taken from and given to the page heap outside of the class lock, while the span is in no
 //! list and so known to nobody else.
@@ -219,7 +220,24 @@ pub(crate) fn allocate_single(class_index: usize) -> Option<(NonNull<u8>, bool)>
     Some((block, core::mem::take(&mut s.zeroed)))
 }
 
-/// The span of a block that was freed as one of `class_index`; ends the process if the map says otherwise.
+/// The span of a block that was freed as one of `class_index`. Or the block was a classed one of the large, and is freed
+/// now: `None`. Ends the process if the map says otherwise.
+fn span_or_classed(block: usize, class_index: usize, seen: Seen) -> Option<NonNull<Span>> {
+    let (actual, owner) = map::lookup(block);
+    if usize::from(actual) == class_index && !owner.is_null() {
+        return NonNull::new(owner.cast());
+    }
+    if large::class_of(block) == Some(class_index)
+        && let Some(start) = NonNull::new(core::ptr::with_exposed_provenance_mut(block))
+        // SAFETY: a block that was freed; where another thread freed it, too, one of them is told.
+        && unsafe { large::free(start) }.is_ok()
+    {
+        return None;
+    }
+    Some(span_of(block, class_index, seen))
+}
+
+/// The span of a block of `class_index`; ends the process if the map says otherwise.
 fn span_of(block: usize, class_index: usize, seen: Seen) -> NonNull<Span> {
     let (actual, owner) = map::lookup(block);
     if usize::from(actual) != class_index {
@@ -248,8 +266,10 @@ pub(crate) fn flush(magazine: &mut Owned) {
     while let Some(block) = magazine.pop()
         && let Some(slot) = blocks.get_mut(len)
     {
-        *slot = (span_of(block, class_index, Seen::Late), block);
-        len += 1;
+        if let Some(span) = span_or_classed(block, class_index, Seen::Late) {
+            *slot = (span, block);
+            len += 1;
+        }
     }
     let mut rest = blocks.iter().take(len);
     // Wholly free spans, a few for each time the lock is held; they are given back after it.
@@ -276,7 +296,7 @@ pub(crate) fn flush(magazine: &mut Owned) {
 /// Returns one block, past the shards.
 pub(crate) fn free_one(class_index: usize, block: usize) {
     let of = class(class_index);
-    let span = span_of(block, class_index, Seen::Now);
+    let Some(span) = span_or_classed(block, class_index, Seen::Now) else { return };
     match with(class_index, |central| central.put(of, span, block)) {
         Ok(Some(span)) => retire(of, span),
         Ok(None) => {}

@@ -6,14 +6,22 @@
 //!
 //! Lengths are whole OS pages. Below 4 MiB they are rounded up in eight steps per doubling, so that similar sizes find
 //! each other in the cache; a block that was grown has the same kind of reserve, at most 1 MiB, so that growing in
-//! small steps is cheap. Pages behind the contents are not touched and so cost address space only. Blocks that grow
-//! past 8 MiB ask for huge pages.
+//! small steps is cheap. Pages behind the contents are not touched and cost address space only, if they are fresh.
+//! Blocks that grow past 8 MiB ask for huge pages.
+//!
+//! A block that grows takes what is kept behind it, if something is: no system call, no copy, no page fault. So that
+//! something is, a block that becomes large by growing goes where the most is kept, and what moves goes to the start of a
+//! huge page. Where growing blocks have become large before, they come here early, while there is little to copy:
+//! [`allocate_early`]. Such a block is *classed*: its size is one that a class serves, and whoever frees it by size puts
+//! it into a magazine of that class, where it serves like any other until the magazine is emptied.
 //!
 //! Invariants:
 //! - A live block's address is in the map, with its descriptor, whose `addr` equals it. Whoever swaps `addr` for 0 has
 //!   the block: of two frees of one block, one wins and the other is told.
 //! - An entry in the map is cleared before its address can become somebody else's.
 //! - Two heads are never in one page of the map: every mapping has at least its length.
+//! - A classed block is as long as the blocks of the class that its recorded size leads to, or longer, and aligned for
+//!   every class.
 //! - A failed call changes nothing.
 //!
 //! What it does not do: mappings are not named (two system calls more per block), and when the
@@ -24,13 +32,13 @@ mod cache;
 mod tests;
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::map;
 use crate::meta::{Pool, PoolItem};
 use crate::os::futex::Locked;
 use crate::os::{clock, mapping};
-use crate::size_class::PAGE_SHIFT;
+use crate::size_class::{MEDIUM_MAX, PAGE_SHIFT, bin, class_of_bin};
 use cache::{Cache, Mapping};
 
 /// A page of the map; no mapping is shorter.
@@ -41,9 +49,12 @@ const STEPPED: usize = 4 << 20;
 const STEPS: usize = 8;
 /// The largest reserve of a grown block.
 const MAX_RESERVE: usize = 1 << 20;
-/// A block that has just become large by growing may get a kept mapping of this many times its length, which it is likely
-/// to grow into: then it costs no more system calls and no page faults.
+/// How many times its length, at least, is kept where a block goes early.
 const ROOM_TO_GROW: usize = 4;
+/// How many blocks may go early for each that becomes large, and at most in a row. Where those that do stay small, that
+/// ends it: each has cost a copy of 64 KiB or more and breaks what is kept into pieces.
+const EARLY_EACH: u32 = 2;
+const EARLY_MOST: u32 = 16;
 /// Blocks that grow to this length are made of huge pages where the system allows that on request: what grows is used
 /// from end to end, and a fault costs 2 µs whether it brings 4 KiB or, for 100 µs, 2 MiB. Shorter ones might end
 /// with a huge page that is a large part of them and hardly used.
@@ -52,7 +63,7 @@ const HUGE_FROM: usize = 8 << 20;
 /// How long a freed mapping is kept unless set otherwise, in milliseconds: as long as free pages decay.
 const DEFAULT_DECAY_MS: u64 = 10_000;
 const NEVER: u64 = u64::MAX;
-/// What one tick unmaps at most, one mapping apart.
+/// What one tick unmaps at most, a huge page apart.
 const TICK_BYTES: usize = 16 << 20;
 
 static HEAP: LargeHeap = LargeHeap::new();
@@ -66,7 +77,7 @@ pub(crate) struct NotOurs;
 pub(crate) struct LargeUsage {
     /// Bytes of mappings in use.
     pub(crate) live_bytes: usize,
-    /// Bytes of them that were asked for, rounded; less where a block got a mapping with room to grow.
+    /// The same, but of classed blocks only what they were asked for: in a magazine they count with that.
     pub(crate) served_bytes: usize,
     /// Bytes of freed mappings that are kept.
     pub(crate) cached_bytes: usize,
@@ -106,6 +117,8 @@ struct LargeHeap {
     decay: AtomicU64,
     live_bytes: AtomicUsize,
     served_bytes: AtomicUsize,
+    /// How many blocks may come early.
+    early: AtomicU32,
     live: AtomicUsize,
 }
 
@@ -118,20 +131,50 @@ impl LargeHeap {
             decay: AtomicU64::new(0),
             live_bytes: AtomicUsize::new(0),
             served_bytes: AtomicUsize::new(0),
+            early: AtomicU32::new(0),
             live: AtomicUsize::new(0),
         }
     }
 
-    /// `room`: how many times the length a kept mapping may have.
-    fn allocate(&self, size: usize, align: usize, room: usize) -> Option<(NonNull<u8>, bool)> {
+    fn allocate(&self, size: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+        let (start, len, zeroed) = self.cached_or_fresh(stepped(size)?, align.max(mapping::page_size()))?;
+        self.hand_out(start, len, size).then_some((start, zeroed))
+    }
+
+    /// As [`allocate`](Self::allocate), for what becomes large by growing.
+    fn allocate_to_grow(&self, size: usize, align: usize) -> Option<NonNull<u8>> {
+        self.one_became_large();
         let len = stepped(size)?;
-        let most = len.saturating_mul(room);
-        let align = align.max(mapping::page_size());
-        let block = self.blocks.get()?;
-        let Some((start, len, zeroed)) = self.cached_or_fresh(len, most, align) else {
-            // SAFETY: from the pool, and nobody saw it.
-            unsafe { self.blocks.put(block) };
-            return None;
+        // The guard goes at the end of the statement.
+        let kept = self.cache.lock().take_to_grow(len, align.max(MEDIUM_MAX), len);
+        match kept {
+            Some((start, len)) => self.hand_out(start, len, size).then_some(start),
+            None => Some(self.allocate(size, align)?.0),
+        }
+    }
+
+    /// A classed block, if that is likely to pay and costs no system call.
+    fn allocate_early(&self, size: usize) -> Option<NonNull<u8>> {
+        let left = self.early.load(Ordering::Relaxed).checked_sub(1)?;
+        let len = stepped(size)?;
+        let kept = self.cache.lock().take_to_grow(len, MEDIUM_MAX, len.checked_mul(ROOM_TO_GROW)?);
+        let (start, len) = kept?;
+        // Should another thread count at the same time, one more or less does not matter.
+        self.early.store(left, Ordering::Relaxed);
+        self.hand_out(start, len, size).then_some(start)
+    }
+
+    fn one_became_large(&self) {
+        let early = self.early.load(Ordering::Relaxed) + EARLY_EACH;
+        self.early.store(early.min(EARLY_MOST), Ordering::Relaxed);
+    }
+
+    /// Makes a mapping that nobody uses a block. False: no memory for that, and the mapping is gone.
+    fn hand_out(&self, start: NonNull<u8>, len: usize, size: usize) -> bool {
+        let Some(block) = self.blocks.get() else {
+            // SAFETY: by contract.
+            unsafe { give_back(start, len) };
+            return false;
         };
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
@@ -143,17 +186,17 @@ impl LargeHeap {
                 self.blocks.put(block);
                 give_back(start, len);
             }
-            return None;
+            return false;
         }
         self.live.fetch_add(1, Ordering::Relaxed);
         self.record(block, size, len);
-        Some((start, zeroed))
+        true
     }
 
-    /// A mapping of `len` bytes, or a kept one of at most `most`; its length, and whether it is known to be zero.
-    fn cached_or_fresh(&self, len: usize, most: usize, align: usize) -> Option<(NonNull<u8>, usize, bool)> {
+    /// A mapping of `len` bytes, or a kept one that is hardly longer; its length, and whether it is known to be zero.
+    fn cached_or_fresh(&self, len: usize, align: usize) -> Option<(NonNull<u8>, usize, bool)> {
         let mut cache = self.cache.lock();
-        if let Some((start, len)) = cache.take(len, most, align) {
+        if let Some((start, len)) = cache.take(len, align) {
             return Some((start, len, false));
         }
         let shorter = if align <= mapping::page_size() { cache.take_shorter(len) } else { None };
@@ -228,6 +271,9 @@ impl LargeHeap {
         let fields = unsafe { block.as_ref() };
         let len = fields.len.load(Ordering::Relaxed);
         let exact = stepped(new_size)?;
+        if new_size > MEDIUM_MAX && fields.size.load(Ordering::Relaxed) <= MEDIUM_MAX {
+            self.one_became_large();
+        }
         if new_size <= len {
             let shrinks = new_size < fields.size.load(Ordering::Relaxed);
             // Less than what growth keeps in reserve is not worth a system call, and may be wanted again.
@@ -238,8 +284,16 @@ impl LargeHeap {
             self.record(block, new_size, if cut { exact } else { len });
             return Some(ptr);
         }
-        let movable = align <= mapping::page_size();
-        for new_len in [with_reserve(new_size)?, exact] {
+        let reserved = with_reserve(new_size)?;
+        // What is kept behind the block. The guard goes at the end of the statement.
+        let behind = self.cache.lock().take_behind(ptr.addr().get() + len, exact - len, reserved.saturating_sub(len));
+        if let Some(more) = behind {
+            self.record(block, new_size, len + more);
+            return Some(ptr);
+        }
+        // A classed block stays at an address that is aligned for every class.
+        let movable = align <= mapping::page_size() && new_size > MEDIUM_MAX;
+        for new_len in [reserved, exact] {
             // SAFETY: passed on.
             let resized = unsafe {
                 if movable {
@@ -275,13 +329,7 @@ impl LargeHeap {
         // From the move on the old address may be another thread's, which registers it: it has to be cleared before.
         map::clear(ptr.addr().get(), 1);
         // SAFETY: the caller's mapping.
-        let moved = unsafe {
-            if new_len >= HUGE_FROM {
-                mapping::remap_for_huge_pages(ptr, len, new_len)
-            } else {
-                mapping::remap(ptr, len, new_len)
-            }
-        };
+        let moved = unsafe { mapping::remap_to_grow(ptr, len, new_len, new_len >= HUGE_FROM) };
         let addr = moved.unwrap_or(ptr).addr().get();
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
@@ -290,16 +338,21 @@ impl LargeHeap {
         moved
     }
 
-    /// Writes size and length into the descriptor and their changes into the sums.
+    /// Writes size and length into the descriptor, and what they change into the sums.
     fn record(&self, block: NonNull<Block>, size: usize, len: usize) {
         // SAFETY: descriptors live for ever, and their shared fields are atomic.
         let fields = unsafe { block.as_ref() };
         let (old_size, old_len) = (fields.size.load(Ordering::Relaxed), fields.len.load(Ordering::Relaxed));
         fields.size.store(size, Ordering::Relaxed);
         fields.len.store(len, Ordering::Relaxed);
-        // Both ways around zero: the sums are what counts.
-        self.live_bytes.fetch_add(len.wrapping_sub(old_len), Ordering::Relaxed);
-        self.served_bytes.fetch_add(served(size, len).wrapping_sub(served(old_size, old_len)), Ordering::Relaxed);
+        // Both ways around zero: the sums are what counts. A step of growth changes neither, mostly.
+        if len != old_len {
+            self.live_bytes.fetch_add(len.wrapping_sub(old_len), Ordering::Relaxed);
+        }
+        let (served, old_served) = (served(size, len), served(old_size, old_len));
+        if served != old_served {
+            self.served_bytes.fetch_add(served.wrapping_sub(old_served), Ordering::Relaxed);
+        }
     }
 
     #[inline]
@@ -324,7 +377,7 @@ impl LargeHeap {
                 self.due.store(due, Ordering::Relaxed);
                 return;
             }
-            let Some(oldest) = cache.pop_oldest() else {
+            let Some(oldest) = cache.pop_oldest(TICK_BYTES - done) else {
                 return;
             };
             drop(cache);
@@ -338,7 +391,7 @@ impl LargeHeap {
         let mut bytes = 0;
         // The guard goes at the end of the statement: nothing is unmapped under the lock.
         loop {
-            let Some(oldest) = self.cache.lock().pop_oldest() else {
+            let Some(oldest) = self.cache.lock().pop_oldest(usize::MAX) else {
                 return bytes;
             };
             bytes += oldest.len();
@@ -396,9 +449,9 @@ fn with_reserve(size: usize) -> Option<usize> {
     round(size, granule(size).min(MAX_RESERVE))
 }
 
-/// What of a mapping's length belongs to a block of that size, its reserve included.
+/// What counts as in use of a block.
 fn served(size: usize, len: usize) -> usize {
-    with_reserve(size).map_or(len, |reserved| reserved.min(len))
+    if size <= MEDIUM_MAX { size } else { len }
 }
 
 /// An eighth of the power of two below `size`.
@@ -431,12 +484,26 @@ unsafe fn give_back(start: NonNull<u8>, len: usize) {
 /// A block of at least `size` bytes aligned to `align` (any power of two), and whether it is known to be zero.
 /// `None`: out of memory, or more than can exist.
 pub(crate) fn allocate(size: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
-    HEAP.allocate(size, align, 1)
+    HEAP.allocate(size, align)
 }
 
 /// As [`allocate`], for the contents of a smaller block that goes on growing.
 pub(crate) fn allocate_to_grow(size: usize, align: usize) -> Option<NonNull<u8>> {
-    Some(HEAP.allocate(size, align, ROOM_TO_GROW)?.0)
+    HEAP.allocate_to_grow(size, align)
+}
+
+/// A classed block of `size` bytes, which is that of a class, for the contents of a smaller block that grows and is
+/// likely to become large. `None`: it is not, or there is no room for it here.
+pub(crate) fn allocate_early(size: usize) -> Option<NonNull<u8>> {
+    HEAP.allocate_early(size)
+}
+
+/// The class of the classed block at `addr`, or `None` if no classed block starts there; `addr` may be any number.
+pub(crate) fn class_of(addr: usize) -> Option<usize> {
+    let block = find(addr)?;
+    // SAFETY: descriptors live for ever, and their shared fields are atomic.
+    let size = unsafe { block.as_ref() }.size.load(Ordering::Relaxed);
+    bin(size.wrapping_sub(1)).map(class_of_bin)
 }
 
 /// Frees the block that starts at `ptr`. [`NotOurs`]: none does, and nothing happened.
@@ -454,8 +521,8 @@ pub(crate) unsafe fn free(ptr: NonNull<u8>) -> Result<(), NotOurs> {
 ///
 /// # Safety
 ///
-/// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. If another
-/// address comes back, the old one is no longer the caller's.
+/// If a block starts at `ptr`, it is the caller's, and `align` is the alignment it was allocated with. `new_size` is
+/// that of a class if the block is classed, and beyond all classes otherwise. If another address comes back, the old one is no longer the caller's.
 pub(crate) unsafe fn resize(ptr: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
     // SAFETY: passed on.
     unsafe { HEAP.resize(ptr, new_size, align) }

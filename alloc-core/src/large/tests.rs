@@ -58,7 +58,7 @@ fn lengths() {
 #[test]
 fn blocks_are_found_by_their_start_only() {
     let heap = LargeHeap::new();
-    let (ptr, zeroed) = heap.allocate(3 * MIB, 8, 1).unwrap();
+    let (ptr, zeroed) = heap.allocate(3 * MIB, 8).unwrap();
     assert!(zeroed && holds(ptr, 3 * MIB, 0));
     assert_eq!(usable_size(ptr.addr().get()), Some(3 * MIB));
     for offset in [1, 8, 4096, LEAST, MIB] {
@@ -83,7 +83,7 @@ fn any_alignment() {
     let heap = LargeHeap::new();
     for shift in 0..32 {
         let align = 1 << shift;
-        let (ptr, zeroed) = heap.allocate(100, align, 1).unwrap();
+        let (ptr, zeroed) = heap.allocate(100, align).unwrap();
         assert_eq!(ptr.addr().get() % align, 0);
         assert!(zeroed || shift > 0);
         fill(ptr, 100, 1);
@@ -97,15 +97,15 @@ fn any_alignment() {
 #[test]
 fn the_same_length_comes_back_and_is_not_zero() {
     let heap = LargeHeap::new();
-    let (ptr, _) = heap.allocate(2 * MIB - 5, 8, 1).unwrap();
+    let (ptr, _) = heap.allocate(2 * MIB - 5, 8).unwrap();
     fill(ptr, MIB, 7);
     // SAFETY: given up.
     unsafe { heap.free(ptr, 0) }.unwrap();
     assert_eq!(heap.usage().cached_bytes, 2 * MIB);
     // More than twice as long, so it is not made of that one.
-    let (other, _) = heap.allocate(5 * MIB, 8, 1).unwrap();
+    let (other, _) = heap.allocate(5 * MIB, 8).unwrap();
     assert_ne!(other, ptr);
-    assert_eq!(heap.allocate(2 * MIB, 8, 1), Some((ptr, false)));
+    assert_eq!(heap.allocate(2 * MIB, 8), Some((ptr, false)));
     assert_eq!(heap.usage().cached_bytes, 0);
     assert_eq!(heap.usage().live_bytes, 7 * MIB);
     assert_eq!(heap.usage().mappings, 2);
@@ -121,12 +121,12 @@ fn the_same_length_comes_back_and_is_not_zero() {
 #[cfg_attr(miri, ignore = "no mremap")]
 fn longer_mappings_are_cut_and_shorter_ones_lengthened() {
     let heap = LargeHeap::new();
-    let (long, _) = heap.allocate(8 * MIB, 8, 1).unwrap();
+    let (long, _) = heap.allocate(8 * MIB, 8).unwrap();
     fill(long, 8 * MIB, 7);
     // SAFETY: given up.
     unsafe { heap.free(long, 0) }.unwrap();
     let parts = [3 * MIB, 5 * MIB].map(|size| {
-        let (ptr, zeroed) = heap.allocate(size, 8, 1).unwrap();
+        let (ptr, zeroed) = heap.allocate(size, 8).unwrap();
         assert!(!zeroed && holds(ptr, size, 7));
         ptr
     });
@@ -138,7 +138,7 @@ fn longer_mappings_are_cut_and_shorter_ones_lengthened() {
     }
     // One again, and then longer than it ever was.
     assert_eq!((heap.usage().mappings, heap.usage().cached_bytes), (1, 8 * MIB));
-    let (longer, zeroed) = heap.allocate(14 * MIB, 8, 1).unwrap();
+    let (longer, zeroed) = heap.allocate(14 * MIB, 8).unwrap();
     assert!(!zeroed && holds(longer, 8 * MIB, 7));
     // SAFETY: inside the block, of which half was there before.
     let rest = unsafe { longer.add(8 * MIB) };
@@ -153,7 +153,7 @@ fn longer_mappings_are_cut_and_shorter_ones_lengthened() {
 #[test]
 fn kept_mappings_decay() {
     let heap = LargeHeap::new();
-    let mut blocks: Vec<_> = (0..12).map(|_| heap.allocate(8 * MIB, 8, 1).unwrap().0).collect();
+    let mut blocks: Vec<_> = (0..12).map(|_| heap.allocate(8 * MIB, 8).unwrap().0).collect();
     // None of those that are freed touches another.
     blocks.sort_unstable();
     let (blocks, between): (Vec<_>, Vec<_>) = blocks.chunks(2).map(|pair| (pair[0], pair[1])).unzip();
@@ -174,7 +174,7 @@ fn kept_mappings_decay() {
     assert_eq!(heap.due.load(Ordering::Relaxed), 0);
 
     heap.set_decay_ms(NEVER);
-    let (ptr, _) = heap.allocate(8 * MIB, 8, 1).unwrap();
+    let (ptr, _) = heap.allocate(8 * MIB, 8).unwrap();
     // SAFETY: given up.
     unsafe { heap.free(ptr, 0) }.unwrap();
     heap.tick(u64::MAX);
@@ -195,7 +195,7 @@ fn kept_mappings_decay() {
 fn resizing_keeps_contents_and_alignment() {
     let heap = LargeHeap::new();
     for align in [8, 4096, 1 << 16, 1 << 22] {
-        let (mut ptr, _) = heap.allocate(2 * MIB, align, 1).unwrap();
+        let (mut ptr, _) = heap.allocate(2 * MIB, align).unwrap();
         fill(ptr, 2 * MIB, 3);
         let mut size = 2 * MIB;
         for new_size in [3 * MIB, 40 * MIB, 40 * MIB + 9, 5 * MIB, MIB, 9 * MIB] {
@@ -225,7 +225,7 @@ fn resizing_keeps_contents_and_alignment() {
 #[cfg_attr(miri, ignore = "no mremap")]
 fn growing_in_small_steps_makes_few_changes() {
     let heap = LargeHeap::new();
-    let (mut ptr, _) = heap.allocate(MIB, 8, 1).unwrap();
+    let (mut ptr, _) = heap.allocate(MIB, 8).unwrap();
     let mut lengths = 0;
     let mut size = MIB;
     while size < 32 * MIB {
@@ -245,7 +245,7 @@ fn growing_in_small_steps_makes_few_changes() {
 #[cfg_attr(miri, ignore = "no mremap")]
 fn a_failed_resize_changes_nothing() {
     let heap = LargeHeap::new();
-    let (ptr, _) = heap.allocate(2 * MIB, 8, 1).unwrap();
+    let (ptr, _) = heap.allocate(2 * MIB, 8).unwrap();
     fill(ptr, 2 * MIB, 4);
     for size in [1 << 50, isize::MAX as usize, usize::MAX] {
         // SAFETY: the block is ours.
@@ -290,7 +290,7 @@ fn threads_never_see_a_stale_owner() {
                     match random.below(8) {
                         0..=2 if blocks.len() < 10 => {
                             let size = 64 * 1024 + random.below(3 * MIB);
-                            let (ptr, zeroed) = SHARED.allocate(size, 8, 1).unwrap();
+                            let (ptr, zeroed) = SHARED.allocate(size, 8).unwrap();
                             assert!(!zeroed || holds(ptr, size, 0));
                             fill(ptr, size, mark);
                             blocks.push((ptr, size, mark));
@@ -336,28 +336,116 @@ fn threads_never_see_a_stale_owner() {
     assert_eq!((usage.live_bytes, usage.served_bytes, usage.mappings), (0, 0, 0));
 }
 
-#[test]
-fn what_grows_gets_a_longer_mapping_that_is_kept() {
+/// A heap in which a mapping of 8 MiB is kept that starts at a huge page, since the time 1, and that mapping.
+fn with_room() -> (LargeHeap, NonNull<u8>) {
     let heap = LargeHeap::new();
-    let [exact, long] = [2 * MIB, 5 * MIB].map(|size| heap.allocate(size, 8, 1).unwrap().0);
+    let room = heap.allocate(8 * MIB, 2 * MIB).unwrap().0;
+    fill(room, 8 * MIB, 9);
     // SAFETY: ours, and not used again.
-    unsafe { heap.free(long, 1) }.unwrap();
-    let (grown, zeroed) = heap.allocate(2 * MIB, 8, ROOM_TO_GROW).unwrap();
-    assert_eq!((grown, zeroed), (long, false));
-    let usage = heap.usage();
-    assert_eq!((usage.live_bytes, usage.served_bytes, usage.cached_bytes), (7 * MIB, 4 * MIB, 0));
-    // Growing inside it leaves it as it is, and so does a smaller wish that saves little; a real one takes effect.
-    for (size, len) in [(3 * MIB, 5 * MIB), (4 * MIB, 5 * MIB), (5 * MIB, 5 * MIB), (2 * MIB, 2 * MIB)] {
+    unsafe { heap.free(room, 1) }.unwrap();
+    (heap, room)
+}
+
+#[test]
+fn what_grows_takes_what_is_kept_behind_it() {
+    let (heap, room) = with_room();
+    let grown = heap.allocate_to_grow(MIB + 5, 8).unwrap();
+    assert_eq!(grown, room);
+    fill(grown, MIB, 4);
+    let mut size = MIB + 5;
+    while size < 7 * MIB {
+        size += 64 << 10;
         // SAFETY: ours.
-        assert_eq!(unsafe { heap.resize(grown, size, 8) }, Some(grown));
-        assert_eq!(usable_size(grown.addr().get()), Some(len), "{size}");
+        assert_eq!(unsafe { heap.resize(grown, size, 8) }, Some(room), "{size}");
+        let len = usable_size(room.addr().get()).unwrap();
+        assert!(len >= size && len <= size + MIB);
+        let usage = heap.usage();
+        assert_eq!((usage.live_bytes, usage.live_bytes + usage.cached_bytes), (len, 8 * MIB));
     }
-    for block in [exact, grown] {
+    assert!(holds(grown, MIB, 4));
+    // SAFETY: ours, and not used again.
+    unsafe { heap.free(grown, 2) }.unwrap();
+    assert_eq!((heap.usage().mappings, heap.usage().cached_bytes), (1, 8 * MIB));
+    heap.purge();
+}
+
+/// Room behind a live block is given up like everything else that is kept, and the block keeps what it asked for.
+#[test]
+#[cfg_attr(miri, ignore = "no mremap")]
+fn room_that_is_not_used_decays() {
+    let (heap, room) = with_room();
+    heap.one_became_large();
+    let block = heap.allocate_early(128 << 10).unwrap();
+    assert_eq!(block, room);
+    fill(block, 128 << 10, 5);
+    heap.tick(1 + DEFAULT_DECAY_MS - 1);
+    assert_eq!(heap.usage().cached_bytes, 8 * MIB - (128 << 10));
+    heap.tick(1 + DEFAULT_DECAY_MS);
+    assert_eq!((heap.usage().cached_bytes, heap.usage().live_bytes), (0, 128 << 10));
+    assert!(holds(block, 128 << 10, 5));
+    // It still grows, then at the expense of system calls.
+    // SAFETY: ours.
+    let moved = unsafe { heap.resize(block, 3 * MIB, 8) }.unwrap();
+    assert!(holds(moved, 128 << 10, 5));
+    // SAFETY: ours, and not used again.
+    unsafe { heap.free(moved, 2) }.unwrap();
+    heap.purge();
+    assert_eq!(heap.usage().mappings, 0);
+}
+
+#[test]
+fn blocks_come_early_only_while_that_pays() {
+    let (heap, room) = with_room();
+    let early = |count: usize| -> Vec<_> { (0..count).map_while(|_| heap.allocate_early(64 << 10)).collect() };
+    assert!(early(1).is_empty(), "none has become large");
+    heap.one_became_large();
+    let blocks = early(9);
+    assert_eq!(blocks.len(), EARLY_EACH as usize);
+    for (index, block) in blocks.iter().enumerate() {
+        // Each where it has the most room, and aligned for any class.
+        assert_eq!(block.addr().get(), room.addr().get() + index * MIB);
+        assert_eq!(class_of(block.addr().get()), bin((64 << 10) - 1).map(class_of_bin));
+    }
+    for _ in 0..EARLY_MOST {
+        heap.one_became_large();
+    }
+    let mut more = early(5);
+    assert_eq!(more.len(), 5);
+    assert_eq!(heap.allocate_early(512 << 10), None, "there is hardly more room than it needs");
+    more.extend(early(usize::MAX));
+    assert_eq!(more.len(), 6, "as many as there are aligned places");
+    for block in blocks.into_iter().chain(more) {
         // SAFETY: ours, and not used again.
-        unsafe { heap.free(block, 1) }.unwrap();
+        unsafe { heap.free(block, 2) }.unwrap();
     }
-    let usage = heap.usage();
-    assert_eq!((usage.live_bytes, usage.served_bytes), (0, 0));
+    assert_eq!((heap.usage().mappings, heap.usage().cached_bytes), (1, 8 * MIB));
+    heap.purge();
+}
+
+/// What a classed block is promised to be must hold until it is larger than every class.
+#[test]
+fn classed_blocks_stay_where_they_are_aligned() {
+    let (heap, room) = with_room();
+    heap.one_became_large();
+    let block = heap.allocate_early(128 << 10).unwrap();
+    fill(block, 128 << 10, 6);
+    // Somebody else takes what is behind it.
+    let other = heap.allocate(8 * MIB - (128 << 10), 8).unwrap().0;
+    assert_eq!(other.addr().get(), room.addr().get() + (128 << 10));
+    // SAFETY: ours.
+    assert_eq!(unsafe { heap.resize(block, 512 << 10, 8) }, None);
+    assert_eq!(class_of(block.addr().get()), bin((128 << 10) - 1).map(class_of_bin));
+    assert!(holds(block, 128 << 10, 6));
+    // SAFETY: ours, and not used again.
+    unsafe { heap.free(other, 2) }.unwrap();
+    // SAFETY: ours.
+    assert_eq!(unsafe { heap.resize(block, 512 << 10, 8) }, Some(block));
+    assert_eq!(class_of(block.addr().get()), bin((512 << 10) - 1).map(class_of_bin));
+    // SAFETY: ours.
+    assert_eq!(unsafe { heap.resize(block, MIB + 1, 8) }, Some(block));
+    assert_eq!(class_of(block.addr().get()), None);
+    // SAFETY: ours, and not used again.
+    unsafe { heap.free(block, 2) }.unwrap();
     heap.purge();
 }
 
@@ -386,7 +474,7 @@ proptest::proptest! {
         for (mark, (step, which, size)) in steps.into_iter().enumerate() {
             match (step, live.len()) {
                 (0, _) | (_, 0) => {
-                    let (ptr, zeroed) = heap.allocate(size, 8, 1).unwrap();
+                    let (ptr, zeroed) = heap.allocate(size, 8).unwrap();
                     assert!(!zeroed || holds(ptr, size, 0));
                     fill(ptr, size, mark);
                     live.push((ptr, size, mark));

@@ -11,7 +11,6 @@
 //! Sources: [mmap(2)](https://man7.org/linux/man-pages/man2/mmap.2.html) and the pages named at each function.
 
 use core::ffi::{CStr, c_int, c_ulong};
-use core::num::NonZero;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -192,15 +191,16 @@ pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option
     unsafe { mremap(start, old, new, libc::MREMAP_MAYMOVE) }
 }
 
-/// As [`remap`] to a greater length, and asks for huge pages: what moves goes to a place where they stay whole. The
-/// advice has no effect where the system's mode is "never", and is not needed where it is "always"
+/// As [`remap`] to a greater length, for what goes on growing: what moves goes to the start of a huge page, and has free
+/// addresses behind it. With `huge` it asks for huge pages, too; the advice has no effect where the system's mode is
+/// "never", and is not needed where it is "always"
 /// ([madvise(2)](https://man7.org/linux/man-pages/man2/madvise.2.html), `MADV_HUGEPAGE`).
 ///
 /// # Safety
 ///
 /// As for [`remap`].
 #[must_use]
-pub(crate) unsafe fn remap_for_huge_pages(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn remap_to_grow(start: NonNull<u8>, old: usize, new: usize, huge: bool) -> Option<NonNull<u8>> {
     // SAFETY: passed on.
     let moved = if unsafe { remap_in_place(start, old, new) } {
         start
@@ -208,10 +208,12 @@ pub(crate) unsafe fn remap_for_huge_pages(start: NonNull<u8>, old: usize, new: u
         // SAFETY: passed on; a failed call changed nothing.
         unsafe { remap_aligned(start, old, new).or_else(|| remap(start, old, new)) }?
     };
-    keep_errno(|| {
-        // SAFETY: advice changes no contents, and the range is the caller's.
-        unsafe { libc::madvise(moved.as_ptr().cast(), new, libc::MADV_HUGEPAGE) }
-    });
+    if huge {
+        keep_errno(|| {
+            // SAFETY: advice changes no contents, and the range is the caller's.
+            unsafe { libc::madvise(moved.as_ptr().cast(), new, libc::MADV_HUGEPAGE) }
+        });
+    }
     Some(moved)
 }
 
@@ -275,58 +277,6 @@ pub(crate) unsafe fn discard(start: NonNull<u8>, len: usize) -> bool {
         // SAFETY: nobody needs the contents.
         unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) == 0 }
     })
-}
-
-/// Makes a range zero that may not be resident in full: clears what is, or gives it back where that is little. Clearing
-/// would make all of it resident, which costs a fault for each page, and then memory.
-///
-/// What the kernel says of single pages is no proof that they are zero (they may be swapped out), so it only decides
-/// about pieces of a thousand pages ([mincore(2)](https://man7.org/linux/man-pages/man2/mincore.2.html)).
-///
-/// # Safety
-///
-/// The range was mapped here and is the caller's.
-pub(crate) unsafe fn zero(start: NonNull<u8>, len: usize) {
-    let page = page_size();
-    let (first, end) = (start.addr().get().next_multiple_of(page), (start.addr().get() + len) & !(page - 1));
-    // SAFETY: all places are inside the range.
-    unsafe {
-        if first >= end {
-            start.write_bytes(0, len);
-            return;
-        }
-        start.write_bytes(0, first - start.addr().get());
-        let mut piece = start.with_addr(NonZero::new_unchecked(first));
-        while piece.addr().get() < end {
-            let len = (end - piece.addr().get()).min(PIECE * page);
-            if !(is_sparse(piece, len / page) && discard(piece, len)) {
-                piece.write_bytes(0, len);
-            }
-            piece = piece.add(len);
-        }
-        piece.write_bytes(0, start.addr().get() + len - end);
-    }
-}
-
-/// Pages that are looked at together.
-const PIECE: usize = 1024;
-/// Fewer resident pages than one in so many are better given back than cleared with the rest: clearing 4 KiB that are
-/// there takes 0.1 µs, a fault 0.5 to 2 µs.
-const SPARSE: usize = 16;
-
-/// Whether hardly any of at most [`PIECE`] pages are resident.
-///
-/// # Safety
-///
-/// The pages were mapped here and are the caller's.
-unsafe fn is_sparse(start: NonNull<u8>, pages: usize) -> bool {
-    let mut resident = [0u8; PIECE];
-    let answered = keep_errno(|| {
-        // SAFETY: the kernel writes a byte for each page, for which there is room.
-        unsafe { libc::mincore(start.as_ptr().cast(), pages * page_size(), resident.as_mut_ptr()) == 0 }
-    });
-    let resident = resident.iter().take(pages).filter(|&&byte| byte & 1 != 0).count();
-    answered && resident * SPARSE < pages
 }
 
 /// Names a range in `/proc/self/maps`, where the kernel can (`CONFIG_ANON_VMA_NAME`); without effect elsewhere
@@ -425,36 +375,6 @@ mod tests {
     }
 
     #[test]
-    fn zero_clears_all_and_fills_nothing() {
-        let page = page_size();
-        let pages = 3 * PIECE;
-        let start = map(pages * page, page).unwrap();
-        // SAFETY: mapped above.
-        let bytes = unsafe { core::slice::from_raw_parts_mut(start.as_ptr(), pages * page) };
-        // The first piece is dense, of the second there is one page, of the third half.
-        bytes[..PIECE * page].fill(1);
-        bytes[(PIECE + 5) * page] = 2;
-        bytes[5 * PIECE / 2 * page..].fill(3);
-        let resident = |from: usize| {
-            let mut pages = [0u8; PIECE];
-            // SAFETY: inside the mapping, with room for the answer.
-            unsafe {
-                assert_eq!(libc::mincore(start.add(from * page).as_ptr().cast(), PIECE * page, pages.as_mut_ptr()), 0);
-            }
-            pages.iter().filter(|&&byte| byte & 1 != 0).count()
-        };
-        // Neither end is that of a page, so pieces begin at the second one.
-        assert_eq!((resident(1), resident(PIECE + 1)), (PIECE - 1, 1));
-        // SAFETY: the mapping is ours.
-        unsafe { zero(start.add(7), pages * page - 9) };
-        assert_eq!((resident(1), resident(PIECE + 1)), (PIECE, 0));
-        assert_eq!((bytes[6], bytes[pages * page - 2], bytes[pages * page - 1]), (1, 3, 3));
-        assert!(bytes[7..pages * page - 2].iter().all(|&byte| byte == 0));
-        // SAFETY: not used again.
-        assert!(unsafe { unmap(start, pages * page) });
-    }
-
-    #[test]
     fn huge_pages_on_request() {
         let page = page_size();
         let (mut start, mut len) = (map(page, page).unwrap(), page);
@@ -462,7 +382,7 @@ mod tests {
             // SAFETY: inside the mapping.
             unsafe { start.add(len - 1).write(9) };
             // SAFETY: the mapping is ours, and only the new address is used.
-            start = unsafe { remap_for_huge_pages(start, len, new) }.unwrap();
+            start = unsafe { remap_to_grow(start, len, new, true) }.unwrap();
             // SAFETY: inside the new length.
             unsafe {
                 assert_eq!(start.add(len - 1).read(), 9);

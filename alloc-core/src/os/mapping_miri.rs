@@ -93,18 +93,8 @@ pub(crate) unsafe fn remap(_start: NonNull<u8>, _old: usize, _new: usize) -> Opt
 ///
 /// As in the real module.
 #[must_use]
-pub(crate) unsafe fn remap_for_huge_pages(_start: NonNull<u8>, _old: usize, _new: usize) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn remap_to_grow(_start: NonNull<u8>, _old: usize, _new: usize, _huge: bool) -> Option<NonNull<u8>> {
     None
-}
-
-/// Clears everything.
-///
-/// # Safety
-///
-/// As in the real module.
-pub(crate) unsafe fn zero(start: NonNull<u8>, len: usize) {
-    // SAFETY: the range is the caller's.
-    unsafe { start.write_bytes(0, len) };
 }
 
 /// Only shrinks.

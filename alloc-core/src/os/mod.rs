@@ -17,6 +17,7 @@ pub(crate) mod mapping;
 #[cfg(miri)]
 #[path = "mapping_miri.rs"]
 pub(crate) mod mapping;
+pub(crate) mod zero;
 
 // Addresses, sizes and counters are 64 bits wide everywhere above.
 const _: () = assert!(usize::BITS == 64);
