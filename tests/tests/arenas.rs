@@ -1,6 +1,7 @@
 //! Thread arenas, asked for by the builder.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alloc_core::{IndexChoice, Mode, RseqAlloc};
@@ -17,16 +18,24 @@ integration::configuration!(
     Configuration {
         name: "arenas",
         enter: || {
-            if std::env::var_os(ALONE).is_some() {
-                threads_have_arenas_of_their_own();
-                std::process::exit(0);
+            match std::env::var(ALONE).as_deref() {
+                Ok("threads") => threads_have_arenas_of_their_own(),
+                Ok("purges") => arenas_are_made_beside_purges(),
+                _ => return,
             }
+            std::process::exit(0);
         },
         promise,
         checks: &[
             Check::new("threads_have_arenas_of_their_own", || {
-                let finished = child::run(child::again().env(ALONE, "1"), Duration::from_secs(60));
+                let finished = child::run(child::again().env(ALONE, "threads"), Duration::from_secs(60));
                 finished.expect_success("a process of its own");
+            }),
+            Check::new("arenas_are_made_beside_purges", || {
+                for _ in 0..50 {
+                    let finished = child::run(child::again().env(ALONE, "purges"), Duration::from_secs(60));
+                    finished.expect_success("a process of its own");
+                }
             }),
             Check::new("more_threads_share", more_threads_share),
             Check::new("a_purge_asks_the_other_threads", a_purge_asks_the_other_threads),
@@ -66,6 +75,24 @@ fn threads_have_arenas_of_their_own() {
     let used = alloc_core::stats().arenas_used;
     println!("{used} arenas used by four threads");
     assert!(used >= 5, "{used} arenas used by four threads and the main one");
+}
+
+/// Promise: a purge may come at any moment of an arena's life, its first one included.
+fn arenas_are_made_beside_purges() {
+    let ended = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..16 {
+            let ended = &ended;
+            scope.spawn(move || {
+                churn_patterned(thread, 20);
+                ended.fetch_add(1, Ordering::Relaxed);
+            });
+            alloc_core::purge();
+        }
+        while ended.load(Ordering::Relaxed) < 16 {
+            alloc_core::purge();
+        }
+    });
 }
 
 /// Promise: any number of threads is served; those that find all arenas taken share others, under locks.

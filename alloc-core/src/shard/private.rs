@@ -6,7 +6,7 @@
 //! arenas that have locks ([`super::arena`]), and so do threads that are about to end.
 //!
 //! ```text
-//!   FREE --> TAKEN by a thread, until it ends, or by a drainer, for a moment --> FREE
+//!   NEW --> MAKING --> TAKEN by a thread, until it ends --> FREE --> TAKEN by a thread, or by a drainer for a moment
 //! ```
 //!
 //! Whoever takes an arena finds what the last one left there. What a living thread has nobody else can drain: its shard
@@ -37,10 +37,11 @@ const WITHOUT: usize = 1;
 /// It has that of the number above this.
 const NUMBER: usize = 2;
 
-/// The states of an arena. NEW is FREE, but its memory cannot be written yet.
+/// The states of an arena. The memory of those that are NEW or MAKING cannot be written yet, but reads as zero.
 const NEW: u8 = 0;
-const FREE: u8 = 1;
-const TAKEN: u8 = 2;
+const MAKING: u8 = 1;
+const FREE: u8 = 2;
+const TAKEN: u8 = 3;
 
 static STATES: [AtomicU8; MOST] = [const { AtomicU8::new(NEW) }; MOST];
 /// The first shard, and how many there are: 0 where threads do without.
@@ -75,7 +76,8 @@ fn state(number: usize) -> &'static AtomicU8 {
 
 /// The shard of a number below COUNT.
 fn shard(number: usize) -> &'static Shard {
-    // SAFETY: a place of the reservation, which stays; those that are not NEW can be written, and zero is a value.
+    // SAFETY: a place of the reservation, which stays and can be read; zero is a value. Written are those only that can
+    // be.
     unsafe { &*BASE.load(Ordering::Relaxed).add(number) }
 }
 
@@ -115,7 +117,7 @@ fn take(number: usize) -> bool {
     if state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok() {
         return true;
     }
-    if state.compare_exchange(NEW, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if state.compare_exchange(NEW, MAKING, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return false;
     }
     let os_page = mapping::page_size();
@@ -123,9 +125,7 @@ fn take(number: usize) -> bool {
     let start = NonNull::new(BASE.load(Ordering::Relaxed).cast::<u8>().with_addr(at));
     // SAFETY: whole pages of the reservation, which are ours.
     let usable = start.is_some_and(|start| unsafe { mapping::commit(start, os_page.max(1 << SHARD_SHIFT)) });
-    if !usable {
-        state.store(NEW, Ordering::Release);
-    }
+    state.store(if usable { TAKEN } else { NEW }, Ordering::Release);
     usable
 }
 
@@ -152,7 +152,7 @@ pub(super) fn for_each(mut f: impl FnMut(&OnArena)) {
         } else if state(number).compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             f(&OnArena::owned(shard(number)));
             state(number).store(FREE, Ordering::Release);
-        } else if state(number).load(Ordering::Relaxed) == TAKEN {
+        } else if state(number).load(Ordering::Acquire) == TAKEN {
             // Written for the owner, who looks at it on the slow path; a new one gives back what is there.
             shard(number).seal.store(1, Ordering::Relaxed);
         }
@@ -170,6 +170,7 @@ pub(crate) fn in_child() {
     for (number, state) in STATES.iter().enumerate() {
         if mine != Some(number) {
             let _ = state.compare_exchange(TAKEN, FREE, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = state.compare_exchange(MAKING, NEW, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
