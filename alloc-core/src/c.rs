@@ -169,7 +169,7 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
             let Some(len) = large::usable_size(block.addr()) else { fatal::foreign(block.addr(), Seen::Now) };
             if to.is_none()
                 // SAFETY: the caller's block; the alignment it is promised to have is small.
-                && let Some(new) = unsafe { large::resize(start, size, ALIGN) }
+                && let Some(new) = unsafe { front::resize_large(start, size, ALIGN) }
             {
                 return new.as_ptr();
             }
@@ -211,8 +211,8 @@ pub fn set_decay(kept: bool) {
     decay::set_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
 }
 
-/// Applies `name=value,name=value` as in the environment variable: `decay` and `budget` can change at any time, `index`
-/// is decided by the first allocation.
+/// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `soft_limit` and `hard_limit` can
+/// change at any time, `index` and `thp` are decided by the first allocation.
 ///
 /// # Errors
 /// If a part made no sense or came too late; it is named on file descriptor 2, and the others apply.

@@ -20,7 +20,7 @@ use crate::shard::gate::fast;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{SMALL_MAX, bin, class, class_of_bin};
-use crate::{central, decay, large, os};
+use crate::{central, decay, large, limit, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -132,6 +132,18 @@ fn find_large<T>(options: &Options, size: usize, align: usize, mut attempt: impl
     attempt().or_else(|| recover(attempt))
 }
 
+/// As [`large::resize`], once more after everything free was given back if a limit refused it: the copy that follows
+/// otherwise would need even more.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn resize_large(block: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
+    let (refusals, _) = limit::refusals();
+    // SAFETY: passed on; what failed changed nothing.
+    let attempt = || unsafe { large::resize(block, new_size, align) };
+    attempt().or_else(|| if limit::refusals().0 == refusals { None } else { recover(attempt) })
+}
+
 /// Returns a large block that was allocated with a rounded size of `size`.
 fn free_large(block: *mut u8, size: usize) {
     check_large(block, size);
@@ -159,13 +171,16 @@ pub(crate) fn lock() -> &'static Lock {
     &RECOVERY
 }
 
-/// Tries again, when memory is exhausted, after everything free was given back. One thread at a time: what one is
+/// Tries again, when memory is exhausted or a limit reached, after everything free was given back; the soft limit does
+/// not refuse it again. One thread at a time: what one is
 /// giving back is in nobody's reach meanwhile, so another must not conclude from that that there is nothing.
 #[cold]
 fn recover<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let _guard = RECOVERY.lock();
+    let (_, soft_hits) = limit::refusals();
     attempt().or_else(|| {
         purge_locked();
+        let _opened = limit::open(limit::refusals().1 != soft_hits);
         attempt()
     })
 }
@@ -302,7 +317,7 @@ pub(crate) unsafe fn resize(options: &Options, block: *mut u8, size: usize, alig
             // Rounded, as everything that `free` will compare with it.
             let new_size = rounded(new_size, align).wrapping_add(1);
             // SAFETY: the block is the caller's, and large.
-            if let Some(new) = unsafe { large::resize(old, new_size, align) } {
+            if let Some(new) = unsafe { resize_large(old, new_size, align) } {
                 return new.as_ptr();
             }
             false

@@ -12,6 +12,7 @@
 //! one lock, each time from the shards that exist and from whether the gate is closed.
 
 use super::{SHARD_SHIFT, Shard};
+use crate::limit as limits;
 use crate::os::{futex::Lock, mapping};
 use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
@@ -115,6 +116,7 @@ fn raise(id: u32) -> Option<&'static Shard> {
     if rseq_sys::membarrier::fence().is_err() && !rseq_sys::LOADS_IN_ORDER {
         return None;
     }
+    limits::account((wanted - limit) * size_of::<Shard>());
     // SAFETY: all headers below `wanted` point at the dummy, and a fence (or the order of x86) lies in between.
     unsafe { SHARDS.set_limit(wanted) };
     set_fast_limit();
