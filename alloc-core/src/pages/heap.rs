@@ -332,7 +332,6 @@ impl State {
             (before, page.counts())
         };
         self.retotal(before, after);
-        limit::release((after.returned - before.returned) * PAGE);
         // SAFETY: detached until now, so in no list.
         unsafe { self.link(page, false) };
     }
@@ -365,6 +364,8 @@ impl State {
         self.totals.used = self.totals.used + after.used - before.used;
         self.totals.resident = self.totals.resident + after.resident - before.resident;
         self.totals.returned = self.totals.returned + after.returned - before.returned;
+        // What becomes less was charged before it was taken.
+        limit::release(after.returned.saturating_sub(before.returned) * PAGE);
     }
 
     /// Puts a huge page where its state says. `young`: it was touched just now, so decay finds it last.
