@@ -24,9 +24,12 @@ size_t rseqalloc_purge(void);
 /* Changes options while the process runs, in the form of the environment variable RSEQ_ALLOC, "name=value,name=value":
  *   decay=MILLISECONDS or never    over how long free pages go back to the operating system (10000)
  *   budget=BYTES, with K, M or G   free bytes in the lists of one vCPU (4M)
+ *   soft_limit=BYTES, or 1% to 100% of the limit of the process' cgroup, or none
+ *                                  above it, caches shrink and everything free is given back before more is taken
+ *   hard_limit=, likewise          what would exceed it fails with ENOMEM
  * Returns 0, or EINVAL if a part made no sense or comes too late; that part is named on file descriptor 2, and the
- * others apply. "index=" always comes too late, since the first allocation, before main, decides it: the environment
- * is the place for it. */
+ * others apply. "index=" and "thp=" always come too late, since the first allocation, before main, decides them: the
+ * environment is the place for them. */
 int rseqalloc_set_options(const char *options);
 
 #ifdef __cplusplus

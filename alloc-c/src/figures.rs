@@ -126,7 +126,10 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         "<malloc version=\"rseqalloc-1\">\n<mode>{}</mode>\n\
          <system type=\"current\" size=\"{}\"/>\n<aspace type=\"total\" size=\"{}\"/>\n\
          <total type=\"allocated\" size=\"{}\"/>\n<total type=\"mmap\" count=\"{}\" size=\"{}\"/>\n\
-         <total type=\"cached\" size=\"{}\"/>\n<total type=\"metadata\" size=\"{}\"/>\n</malloc>\n",
+         <total type=\"cached\" size=\"{}\"/>\n<total type=\"waste\" size=\"{}\"/>\n\
+         <total type=\"returned\" size=\"{}\"/>\n<total type=\"metadata\" size=\"{}\"/>\n\
+         <total type=\"mapped\" size=\"{}\"/>\n<limit type=\"soft\" hits=\"{}\" size=\"{}\"/>\n\
+         <limit type=\"hard\" hits=\"{}\" size=\"{}\"/>\n</malloc>\n",
         stats.mode,
         stats.resident,
         stats.reserved,
@@ -134,7 +137,14 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) ->
         large.mappings,
         large.live,
         mallinfo2().fordblks,
+        stats.waste,
+        stats.returned,
         stats.metadata,
+        stats.mapped,
+        stats.soft_limit_hits,
+        stats.soft_limit,
+        stats.hard_limit_hits,
+        stats.hard_limit,
     );
     let bytes = text.bytes();
     let mut state = 0;

@@ -7,6 +7,7 @@
 //! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the
 //! spans.
 
+use crate::limit::cache_budget;
 use crate::magazine::{List, Owned};
 use crate::os::futex::{Lock, Locked};
 use crate::size_class::{CLASSES, class};
@@ -52,7 +53,7 @@ pub(crate) fn take_full(class: usize) -> Option<Owned> {
 /// Leaves a magazine with blocks here, or hands it back if the class has enough.
 pub(crate) fn put_full(magazine: Owned) -> Result<(), Owned> {
     let bytes = magazine.capacity() * class(magazine.class()).size as usize;
-    let limit = (CLASS_BUDGET / bytes.max(1)).clamp(2, CLASS_MAGAZINES);
+    let limit = (cache_budget(CLASS_BUDGET) / bytes.max(1)).clamp(2, CLASS_MAGAZINES);
     with(of_class(magazine.class()), |list| {
         if list.len() >= limit {
             return Err(magazine);

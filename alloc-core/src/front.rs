@@ -20,7 +20,7 @@ use crate::shard::gate::fast;
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin};
-use crate::{central, decay, large, map, os};
+use crate::{central, decay, large, limit, map, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -140,6 +140,18 @@ fn find_large<T>(options: &Options, size: usize, align: usize, mut attempt: impl
     attempt().or_else(|| recover(attempt))
 }
 
+/// As [`large::resize`], once more after everything free was given back if a limit refused it: the copy that follows
+/// otherwise would need even more.
+///
+/// # Safety
+/// As there.
+unsafe fn resize_large(block: NonNull<u8>, new_size: usize, align: usize) -> Option<NonNull<u8>> {
+    let (refusals, _) = limit::refusals();
+    // SAFETY: passed on; what failed changed nothing.
+    let attempt = || unsafe { large::resize(block, new_size, align) };
+    attempt().or_else(|| if limit::refusals().0 == refusals { None } else { recover(attempt) })
+}
+
 /// Returns a large block that was allocated with a rounded size of `size`.
 fn free_large(block: *mut u8, size: usize) {
     check_large(block, size);
@@ -167,13 +179,16 @@ pub(crate) fn lock() -> &'static Lock {
     &RECOVERY
 }
 
-/// Tries again, when memory is exhausted, after everything free was given back. One thread at a time: what one is
-/// giving back is in nobody's reach meanwhile, so another must not conclude from that that there is nothing.
+/// Tries again, when memory is exhausted or a limit reached, after everything free was given back; the soft limit does
+/// not refuse it again. One thread at a time: what one is giving back is in nobody's reach meanwhile, so another must not
+/// conclude from that that there is nothing.
 #[cold]
 fn recover<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let _guard = RECOVERY.lock();
+    let (_, soft_hits) = limit::refusals();
     attempt().or_else(|| {
         purge_locked();
+        let _opened = limit::open(limit::refusals().1 != soft_hits);
         attempt()
     })
 }
@@ -366,7 +381,7 @@ pub(crate) unsafe fn place_for(
     // What is large for its size has to be copied if it becomes one of a class: it is not aligned for every class.
     if (from.is_none() && to.is_none()) || (classed && (to.is_none() || single_to.is_some())) {
         // SAFETY: the block is the caller's, and large; it is classed if it becomes one of a class.
-        if let Some(new) = unsafe { large::resize(block, served, align) } {
+        if let Some(new) = unsafe { resize_large(block, served, align) } {
             return Place::Here(new);
         }
     } else if let (Some(from), Some(to)) = (single_from, single_to) {

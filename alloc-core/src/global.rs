@@ -1,7 +1,9 @@
 //! `GlobalAlloc`: the interface of Rust programs.
 
 use crate::front;
+use crate::limit::Limit;
 use crate::options::{IndexChoice, Options};
+use crate::os::huge::HugePages;
 use core::alloc::{GlobalAlloc, Layout};
 
 /// The allocator, to be used as `#[global_allocator]`.
@@ -56,6 +58,42 @@ impl RseqAlloc {
     /// The loaded magazine of each class comes on top. `RSEQ_ALLOC=budget=…` overrides it.
     pub const fn shard_budget(mut self, bytes: usize) -> Self {
         self.options.shard_budget = bytes;
+        self
+    }
+
+    /// Above this the caches keep a quarter of what they otherwise do, and everything that is free is given back before
+    /// more memory is taken from the operating system: again whenever the process has taken another eighth. It refuses
+    /// nothing. No limit by default. What counts is [`Stats::counted`](crate::Stats::counted).
+    /// `RSEQ_ALLOC=soft_limit=…` overrides it.
+    pub const fn soft_limit(mut self, limit: Limit) -> Self {
+        self.options.soft_limit = limit;
+        self
+    }
+
+    /// What would take the process above this is answered with null, after everything that is free was given back and
+    /// the request was tried once more. After frees allocation works again. No limit by default. What counts is
+    /// [`Stats::counted`](crate::Stats::counted). `RSEQ_ALLOC=hard_limit=…` overrides it.
+    ///
+    /// ```
+    /// use alloc_core::{Limit, RseqAlloc};
+    ///
+    /// #[global_allocator]
+    /// static GLOBAL: RseqAlloc =
+    ///     RseqAlloc::new().soft_limit(Limit::CgroupPercent(80)).hard_limit(Limit::Bytes(1 << 30));
+    ///
+    /// fn main() {
+    ///     assert!(Vec::<u8>::new().try_reserve(2 << 30).is_err());
+    /// }
+    /// ```
+    pub const fn hard_limit(mut self, limit: Limit) -> Self {
+        self.options.hard_limit = limit;
+        self
+    }
+
+    /// What the kernel is told about transparent huge pages; [`HugePages::System`] by default. `RSEQ_ALLOC=thp=…`
+    /// overrides it.
+    pub const fn huge_pages(mut self, choice: HugePages) -> Self {
+        self.options.huge_pages = choice;
         self
     }
 }

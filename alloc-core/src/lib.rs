@@ -43,7 +43,7 @@
 //!
 //! `global` (the interface of Rust) and [`c`] (what a C interface is made of), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
 //! caches), `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta`
-//! (memory for metadata) and `os`. Nothing imports upwards.
+//! (memory for metadata), `limit` (what is counted and refused) and `os`. Nothing imports upwards.
 //!
 //! # Bad frees
 //!
@@ -84,6 +84,7 @@ mod fork;
 mod front;
 mod global;
 mod large;
+mod limit;
 mod magazine;
 mod map;
 mod meta;
@@ -97,8 +98,10 @@ mod size_class;
 mod stats;
 
 pub use global::RseqAlloc;
+pub use limit::Limit;
 pub use mode::Mode;
 pub use options::IndexChoice;
+pub use os::huge::HugePages;
 pub use rseq_sys::IndexKind;
 pub use stats::Stats;
 

@@ -12,6 +12,7 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::limit;
 use crate::os::futex::{Lock, Locked};
 use crate::os::mapping;
 
@@ -44,9 +45,18 @@ unsafe impl Send for Arena {}
 /// `bytes` zero bytes aligned to `align` (a power of two, at most 4096), for ever. `None`: out of memory.
 pub(crate) fn alloc(bytes: usize, align: usize) -> Option<NonNull<u8>> {
     debug_assert!(align.is_power_of_two() && align <= MAX_ALIGN);
-    let piece = if bytes > LARGEST_SHARED { alloc_alone(bytes)? } else { ARENA.lock().alloc(bytes, align)? };
-    account(bytes);
-    Some(piece)
+    if !limit::charge_metadata(bytes) {
+        return None;
+    }
+    let piece = if bytes > LARGEST_SHARED { alloc_alone(bytes) } else { ARENA.lock().alloc(bytes, align) };
+    match piece {
+        Some(_) => BYTES.fetch_add(bytes, Ordering::Relaxed),
+        None => {
+            limit::release(bytes);
+            return None;
+        }
+    };
+    piece
 }
 
 /// Bytes in use as metadata: everything [`alloc`] handed out and what was added by [`account`].
@@ -57,6 +67,7 @@ pub(crate) fn bytes() -> usize {
 /// Counts metadata that lives in a mapping of its own.
 pub(crate) fn account(bytes: usize) {
     BYTES.fetch_add(bytes, Ordering::Relaxed);
+    limit::account(bytes);
 }
 
 /// Zeroed memory in a mapping of its own, with a page without access at either end. For tables that are touched

@@ -5,6 +5,8 @@
 //! ignored. Programs that run with other privileges than their caller's (`AT_SECURE`) ignore the environment.
 
 use crate::fatal::Line;
+use crate::limit::{self, Limit};
+use crate::os::huge::{self, HugePages};
 use crate::{decay, shard};
 use core::ffi::CStr;
 
@@ -28,6 +30,9 @@ pub(crate) struct Options {
     pub(crate) index: IndexChoice,
     pub(crate) decay_ms: u64,
     pub(crate) shard_budget: usize,
+    pub(crate) soft_limit: Limit,
+    pub(crate) hard_limit: Limit,
+    pub(crate) huge_pages: HugePages,
 }
 
 /// Free memory goes back to the operating system over this time: long enough for a load that comes in waves.
@@ -39,7 +44,14 @@ const VARIABLE: &CStr = c"RSEQ_ALLOC";
 impl Options {
     /// The defaults.
     pub(crate) const fn new() -> Self {
-        Self { index: IndexChoice::Auto, decay_ms: DEFAULT_DECAY_MS, shard_budget: shard::DEFAULT_BUDGET }
+        Self {
+            index: IndexChoice::Auto,
+            decay_ms: DEFAULT_DECAY_MS,
+            shard_budget: shard::DEFAULT_BUDGET,
+            soft_limit: Limit::None,
+            hard_limit: Limit::None,
+            huge_pages: HugePages::System,
+        }
     }
 
     /// These options with what the environment says about them. `warnings`: whether wrong values are named on file
@@ -70,6 +82,9 @@ impl Options {
             Setting::Index(index) => self.index = index,
             Setting::Decay(ms) => self.decay_ms = ms,
             Setting::Budget(bytes) => self.shard_budget = bytes,
+            Setting::SoftLimit(limit) => self.soft_limit = limit,
+            Setting::HardLimit(limit) => self.hard_limit = limit,
+            Setting::HugePages(choice) => self.huge_pages = choice,
         }
     }
 
@@ -77,6 +92,9 @@ impl Options {
     pub(crate) fn apply(&self) {
         decay::set_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
+        limit::set_soft(self.soft_limit);
+        limit::set_hard(self.hard_limit);
+        huge::set(self.huge_pages);
     }
 }
 
@@ -84,7 +102,8 @@ impl Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// Applies what can change while the process runs, `decay` and `budget`, in the form that the environment variable has.
+/// Applies what can change while the process runs, `decay`, `budget` and the limits, in the form that the environment
+/// variable has.
 /// Parts that make no sense or come too late are named in a line on file descriptor 2 and ignored.
 pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
     let mut result = Ok(());
@@ -98,7 +117,15 @@ pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
                 shard::set_budget(bytes);
                 continue;
             }
-            Ok(Setting::Index(_)) => "the first allocation has decided that",
+            Ok(Setting::SoftLimit(limit)) => {
+                limit::set_soft(limit);
+                continue;
+            }
+            Ok(Setting::HardLimit(limit)) => {
+                limit::set_hard(limit);
+                continue;
+            }
+            Ok(Setting::Index(_) | Setting::HugePages(_)) => "the first allocation has decided that",
             Err(expected) => expected,
         };
         warn(part, ": ", problem);
@@ -113,6 +140,9 @@ enum Setting {
     Index(IndexChoice),
     Decay(u64),
     Budget(usize),
+    SoftLimit(Limit),
+    HardLimit(Limit),
+    HugePages(HugePages),
 }
 
 /// The parts of `name=value,name=value`.
@@ -142,7 +172,15 @@ fn setting(part: &[u8]) -> Result<Setting, &'static str> {
             Some(bytes) => Ok(Setting::Budget(bytes)),
             None => Err("expected a number of bytes, which may end in K, M or G"),
         },
-        _ => Err("unknown name; there are index, decay and budget"),
+        b"soft_limit" => limit(value).map(Setting::SoftLimit),
+        b"hard_limit" => limit(value).map(Setting::HardLimit),
+        b"thp" => match value {
+            b"system" => Ok(Setting::HugePages(HugePages::System)),
+            b"on" => Ok(Setting::HugePages(HugePages::On)),
+            b"off" => Ok(Setting::HugePages(HugePages::Off)),
+            _ => Err("expected system, on or off"),
+        },
+        _ => Err("unknown name; there are index, decay, budget, soft_limit, hard_limit and thp"),
     }
 }
 
@@ -163,6 +201,21 @@ fn number(text: &[u8]) -> Option<usize> {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
         sum.checked_mul(10)?.checked_add(usize::from(digit))
     })
+}
+
+/// A number of bytes, a percentage, or `none`.
+fn limit(value: &[u8]) -> Result<Limit, &'static str> {
+    let limit = match value.strip_suffix(b"%") {
+        Some(percent) => number(percent).and_then(|percent| u8::try_from(percent).ok()).map(Limit::CgroupPercent),
+        None if value == b"none" => Some(Limit::None),
+        None => bytes(value).map(Limit::Bytes),
+    };
+    match limit {
+        None | Some(Limit::Bytes(0) | Limit::CgroupPercent(0 | 101..)) => {
+            Err("expected bytes (K, M or G), 1% to 100% of the cgroup's limit, or none")
+        }
+        Some(limit) => Ok(limit),
+    }
 }
 
 /// A decimal number of bytes with an optional unit.
@@ -196,16 +249,34 @@ mod tests {
     #[test]
     fn good_values() {
         let (options, warnings) = parsed("index=cpu_id,decay=250,budget=3M,");
-        assert_eq!(options, Options { index: IndexChoice::CpuId, decay_ms: 250, shard_budget: 3 << 20 });
+        let expected = Options { index: IndexChoice::CpuId, decay_ms: 250, shard_budget: 3 << 20, ..Options::new() };
+        assert_eq!(options, expected);
         assert_eq!(warnings, 0);
         assert_eq!(parsed("decay=never").0.decay_ms, u64::MAX);
         assert_eq!(parsed(""), (Options::new(), 0));
+        let (options, warnings) = parsed("soft_limit=80%,hard_limit=2G,thp=off");
+        assert_eq!((options.soft_limit, options.hard_limit), (Limit::CgroupPercent(80), Limit::Bytes(2 << 30)));
+        assert_eq!((options.huge_pages, warnings), (HugePages::Off, 0));
+        let (options, warnings) = parsed("soft_limit=7,soft_limit=none,hard_limit=100%,thp=on,thp=system");
+        assert_eq!((options.soft_limit, options.hard_limit), (Limit::None, Limit::CgroupPercent(100)));
+        assert_eq!((options.huge_pages, warnings), (HugePages::System, 0));
     }
 
     #[test]
     fn wrong_values_are_named_and_change_nothing() {
         for text in ["index=cpus", "decay=", "decay=-1", "budget=1T", "budget=99999999999G", "colour=red", "index", "="]
         {
+            assert_eq!(parsed(text), (Options::new(), 1), "{text}");
+        }
+        for text in [
+            "soft_limit=",
+            "hard_limit=0",
+            "soft_limit=0%",
+            "hard_limit=101%",
+            "soft_limit=%",
+            "soft_limit=-1",
+            "thp=always",
+        ] {
             assert_eq!(parsed(text), (Options::new(), 1), "{text}");
         }
         assert_eq!(parsed("index=x,decay=7").0.decay_ms, 7);

@@ -1,12 +1,23 @@
 //! Statistics: what the layers hold and what they did, gathered on demand without allocation.
 //!
+//! The bytes add up (see [`Stats::parts`]):
+//!
+//! ```text
+//! mapped = allocated + waste                                     in the hands of the program
+//!        + cached_shards + cached_depot + cached_central         free blocks
+//!        + cached_pages + cached_large                           free pages and mappings
+//!        + returned                                              with the operating system
+//!        + metadata
+//! counted = mapped - returned                                    what the limits count
+//! ```
+//!
 //! Hit paths count nothing. Bytes are derived from what the layers know anyway (the tops of magazines, the sums under
 //! the class locks), counters are kept on slow paths. Figures are exact while no other thread allocates; otherwise
 //! blocks that are on their way between two layers may be counted in both or in neither.
 
 use crate::mode::Mode;
-use crate::shard::{arena, drain, gate, vcpu};
-use crate::{central, depot, front, large, meta, pages};
+use crate::shard::{arena, drain, gate, private, vcpu};
+use crate::{central, depot, front, large, limit, meta, pages};
 use core::fmt;
 
 /// See [`crate::stats`].
@@ -17,6 +28,9 @@ pub struct Stats {
     pub mode: Mode,
     /// Bytes in the hands of the program, in whole blocks (so including what rounding up to a class adds).
     pub allocated: usize,
+    /// Bytes beside them that serve nobody: ends of spans too short for a block, and what mappings are longer than the
+    /// large blocks in them.
+    pub waste: usize,
     /// Bytes of pages that hold at least one block of the program or of a cache: spans and large mappings.
     pub active: usize,
     /// Bytes that may be resident for user data: active pages, cached large mappings, and free pages that were not
@@ -24,8 +38,14 @@ pub struct Stats {
     pub resident: usize,
     /// Bytes of the allocator's own data.
     pub metadata: usize,
-    /// Bytes of address space that is readable and writable for user data.
+    /// Bytes of address space that is readable and writable for user data, and metadata.
     pub mapped: usize,
+    /// Bytes that the limits count: mapped but not returned. An upper bound of what is resident.
+    pub counted: usize,
+    /// The soft limit in bytes, 0 for none.
+    pub soft_limit: usize,
+    /// The hard limit in bytes, 0 for none.
+    pub hard_limit: usize,
     /// Large mappings, in use and cached.
     pub large_mappings: usize,
     /// Bytes of address space set aside for huge pages, most of it neither readable nor writable.
@@ -72,6 +92,35 @@ pub struct Stats {
     pub drains: u64,
     /// Threads that moved to another arena because theirs was locked.
     pub arena_moves: u64,
+    /// Times that taking memory from the operating system was put off by the soft limit. One request may be counted
+    /// more than once, in different layers.
+    pub soft_limit_hits: u64,
+    /// Times that it was refused by the hard limit, counted likewise.
+    pub hard_limit_hits: u64,
+    /// Times that everything free was given back because of the soft limit.
+    pub soft_limit_purges: u64,
+}
+
+impl Stats {
+    /// What `mapped` is the sum of, in bytes, with a name for each part.
+    ///
+    /// ```
+    /// let stats = alloc_core::stats();
+    /// assert_eq!(stats.parts().iter().map(|(_, bytes)| bytes).sum::<usize>(), stats.mapped);
+    /// ```
+    pub fn parts(&self) -> [(&'static str, usize); 9] {
+        [
+            ("allocated", self.allocated),
+            ("waste", self.waste),
+            ("shards", self.cached_shards),
+            ("depot", self.cached_depot),
+            ("spans", self.cached_central),
+            ("pages", self.cached_pages),
+            ("large", self.cached_large),
+            ("returned", self.returned),
+            ("metadata", self.metadata),
+        ]
+    }
 }
 
 pub(crate) fn gather(mode: Mode) -> Stats {
@@ -92,13 +141,22 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let central = central::usage();
     let pages = pages::usage();
     let large = large::usage();
+    let limits = limit::usage();
+    // Shared arenas have theirs from the metadata's memory.
+    let metadata = meta::bytes() + (shards + private::made()) * size_of::<crate::shard::Shard>();
     Stats {
         mode,
         allocated: (central.out + large.served_bytes).saturating_sub(cached_shards + depot.cached),
+        // Blocks and what is left beside them fill the pages of spans; likewise mappings.
+        waste: central.active.saturating_sub(central.out + central.cached)
+            + large.live_bytes.saturating_sub(large.served_bytes),
         active: central.active + large.live_bytes,
         resident: pages.used_bytes + pages.free_resident_bytes + large.live_bytes + large.cached_bytes,
-        metadata: meta::bytes() + shards * size_of::<crate::shard::Shard>(),
-        mapped: pages.committed + large.live_bytes + large.cached_bytes,
+        metadata,
+        mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata,
+        counted: limits.counted,
+        soft_limit: limits.soft,
+        hard_limit: limits.hard,
         large_mappings: large.mappings,
         reserved: pages.reserved,
         returned: pages.returned_bytes,
@@ -122,6 +180,9 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         bypasses: front::bypasses(),
         drains: drain::drains(),
         arena_moves: arena::moves(),
+        soft_limit_hits: limits.soft_hits,
+        hard_limit_hits: limits.hard_hits,
+        soft_limit_purges: limits.soft_purges,
     }
 }
 
@@ -141,11 +202,20 @@ impl fmt::Display for Size {
 /// One line.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "allocated {}, active {}, ", Size(self.allocated), Size(self.active))?;
-        write!(f, "resident at most {}, metadata {}; ", Size(self.resident), Size(self.metadata))?;
-        write!(f, "cached: shards {}, depot {}, ", Size(self.cached_shards), Size(self.cached_depot))?;
-        write!(f, "spans {}, pages {}, ", Size(self.cached_central), Size(self.cached_pages))?;
-        write!(f, "large {}; ", Size(self.cached_large))?;
+        for (i, (name, bytes)) in self.parts().into_iter().enumerate() {
+            write!(f, "{}{name} {}", if i == 0 { "" } else { " + " }, Size(bytes))?;
+        }
+        write!(f, " = mapped {}, resident at most {}; ", Size(self.mapped), Size(self.counted))?;
+        for (name, limit, hits) in
+            [("soft", self.soft_limit, self.soft_limit_hits), ("hard", self.hard_limit, self.hard_limit_hits)]
+        {
+            if limit != 0 {
+                write!(f, "{name} limit {} (hit {hits} times); ", Size(limit))?;
+            }
+        }
+        if self.soft_limit_purges > 0 {
+            write!(f, "purges by the soft limit {}; ", self.soft_limit_purges)?;
+        }
         write!(f, "{} shards, {} arenas; ", self.shards, self.arenas_used)?;
         write!(f, "exchanges: magazine {}, depot {} ", self.magazine_exchanges, self.depot_exchanges)?;
         write!(f, "({} retries), refills {}, flushes {}; ", self.depot_retries, self.refills, self.flushes)?;

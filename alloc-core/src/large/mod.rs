@@ -24,8 +24,8 @@
 //!   every class.
 //! - A failed call changes nothing.
 //!
-//! What it does not do: mappings are not named (two system calls more per block), and when the
-//! kernel refuses to unmap one (too many mappings), its memory goes back but its addresses are lost.
+//! What it does not do: when the kernel refuses to unmap a mapping (too many mappings), its memory goes back but its
+//! addresses are lost.
 
 mod cache;
 #[cfg(test)]
@@ -34,10 +34,11 @@ mod tests;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::limit::{self, mapped as mapping};
 use crate::map;
 use crate::meta::{Pool, PoolItem};
+use crate::os::clock;
 use crate::os::futex::Locked;
-use crate::os::{clock, mapping};
 use crate::size_class::{MEDIUM_MAX, PAGE_SHIFT, bin, class_of_bin};
 use cache::{Cache, Mapping};
 
@@ -242,7 +243,7 @@ impl LargeHeap {
     /// Puts a mapping that nobody uses into the cache, whose oldest make room, or gives it back.
     fn keep(&self, mapping: Mapping) {
         let decay = self.decay_ms();
-        if decay == 0 || !cache::fits(mapping.len()) {
+        if decay == 0 || !cache::fits(mapping.len()) || limit::above_soft() {
             // SAFETY: nobody uses it.
             unsafe { mapping.give_back() };
             return;

@@ -12,7 +12,7 @@
 
 use core::ffi::{CStr, c_int, c_ulong};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::keep_errno;
 
@@ -279,14 +279,20 @@ pub(crate) unsafe fn discard(start: NonNull<u8>, len: usize) -> bool {
     })
 }
 
+/// The kernel has no names for ranges. It is asked once, since large blocks come and go.
+static NAMELESS: AtomicBool = AtomicBool::new(false);
+
 /// Names a range in `/proc/self/maps`, where the kernel can (`CONFIG_ANON_VMA_NAME`); without effect elsewhere
 /// ([PR_SET_VMA(2const)](https://man7.org/linux/man-pages/man2/PR_SET_VMA.2const.html)).
 pub(crate) fn name(start: NonNull<u8>, len: usize, name: &CStr) {
     const PR_SET_VMA: c_int = 0x5356_4d41;
     const PR_SET_VMA_ANON_NAME: c_ulong = 0;
+    if NAMELESS.load(Ordering::Relaxed) {
+        return;
+    }
     keep_errno(|| {
         // SAFETY: the kernel copies the name; a range that does not fit is refused.
-        unsafe {
+        let failed = unsafe {
             libc::prctl(
                 PR_SET_VMA,
                 PR_SET_VMA_ANON_NAME,
@@ -294,6 +300,10 @@ pub(crate) fn name(start: NonNull<u8>, len: usize, name: &CStr) {
                 len as c_ulong,
                 name.as_ptr(),
             )
+        };
+        // SAFETY: errno of this thread. Short of memory, the next one may have its name.
+        if failed != 0 && unsafe { *libc::__errno_location() } != libc::ENOMEM {
+            NAMELESS.store(true, Ordering::Relaxed);
         }
     });
 }

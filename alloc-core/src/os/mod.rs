@@ -1,4 +1,4 @@
-//! The operating system as the allocator sees it: mappings, one futex lock, one clock.
+//! The operating system as the allocator sees it: mappings, huge pages, one futex lock, one clock, its text files.
 //!
 //! Nothing here knows what the memory is for. Three rules hold for every function below this module:
 //!
@@ -11,7 +11,9 @@
 //! to the kernel, so that no address above [`ADDRESS_BITS`] bits can come back.
 
 pub(crate) mod clock;
+pub(crate) mod file;
 pub(crate) mod futex;
+pub(crate) mod huge;
 #[cfg(not(miri))]
 pub(crate) mod mapping;
 #[cfg(miri)]

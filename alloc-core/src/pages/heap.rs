@@ -28,7 +28,7 @@ use super::{HUGE, PAGE, PagesUsage, Run};
 use crate::os::futex::{Lock, Locked, LockedGuard};
 use crate::os::mapping;
 use crate::size_class::PAGE_SHIFT;
-use crate::{map, meta};
+use crate::{limit, map, meta};
 
 /// A page heap. The process has one; tests make their own.
 pub(crate) struct PageHeap {
@@ -117,6 +117,10 @@ impl PageHeap {
         let from = start + pages;
         // SAFETY: the map's descriptors are live, and the lock is held.
         if more > PAGES || !unsafe { (*page).range_is_free(from, more) } {
+            return false;
+        }
+        // SAFETY: as above.
+        if !limit::charge(unsafe { (*page).brought_back(from, more, os_pages) } * PAGE) {
             return false;
         }
         // SAFETY: as above.
@@ -213,6 +217,10 @@ impl State {
     fn allocate(&mut self, pages: usize, align: usize) -> Option<Run> {
         let (page, start) = self.find(pages, align)?;
         let os_pages = self.os_pages();
+        // SAFETY: `find` returns live descriptors, and the lock is held.
+        if !limit::charge(unsafe { (*page).brought_back(start, pages, os_pages) } * PAGE) {
+            return None;
+        }
         // SAFETY: `find` returns live descriptors, and the lock is held.
         let zeroed = unsafe { self.update(page, |page| page.take(start, pages, os_pages)) };
         // SAFETY: as above.
@@ -356,6 +364,8 @@ impl State {
         self.totals.used = self.totals.used + after.used - before.used;
         self.totals.resident = self.totals.resident + after.resident - before.resident;
         self.totals.returned = self.totals.returned + after.returned - before.returned;
+        // What becomes less was charged before it was taken.
+        limit::release(after.returned.saturating_sub(before.returned) * PAGE);
     }
 
     /// Puts a huge page where its state says. `young`: it was touched just now, so decay finds it last.

@@ -138,6 +138,11 @@ impl HugePage {
         start + pages <= PAGES && !self.used.meets(Bits::range(start, pages))
     }
 
+    /// Returned pages that using a free range takes from the OS again.
+    pub(super) fn brought_back(&self, start: usize, pages: usize, os_pages: usize) -> usize {
+        (self.returned & Bits::range(start, pages).spread_to_groups(os_pages)).count()
+    }
+
     /// Uses a free range. True if it is known to hold zeros.
     pub(super) fn take(&mut self, start: usize, pages: usize, os_pages: usize) -> bool {
         let range = Bits::range(start, pages);

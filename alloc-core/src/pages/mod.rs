@@ -15,7 +15,7 @@
 //! reported as zeroed was never written since the OS provided it; a failed request changes nothing.
 //!
 //! What it does not do: it does not know what a run is for (the caller enters that in [`crate::map`]), never gives
-//! address space back, asks for no transparent huge pages, and has no background thread.
+//! address space back, and has no background thread.
 
 mod bits;
 mod decay;

@@ -11,7 +11,7 @@
 use core::ptr::{self, NonNull};
 
 use super::HUGE;
-use crate::os::mapping;
+use crate::os::{huge, mapping};
 
 /// The first size tried.
 const REGION: usize = 64 << 30;
@@ -86,6 +86,7 @@ impl Regions {
         let wanted = if self.size == 0 { REGION } else { self.size };
         let (start, size) = mapping::reserve_up_to(wanted, HUGE, HUGE)?;
         mapping::name(start, size, c"rseq-alloc: pages");
+        huge::advise(start, size);
         self.fresh = start.as_ptr();
         self.committed = start.addr().get();
         self.end = start.addr().get() + size;

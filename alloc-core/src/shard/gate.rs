@@ -11,6 +11,7 @@
 //! negative, and nothing happens.
 
 use super::{SHARD_SHIFT, STACK, Shard};
+use crate::limit;
 use crate::os::{futex::Lock, mapping};
 use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
@@ -95,13 +96,13 @@ fn raise(id: u32) -> Option<&'static Shard> {
         return None;
     }
     let _guard = LIMITS.lock();
-    let limit = LIMIT.load(Ordering::Relaxed);
-    if wanted <= limit {
+    let made = LIMIT.load(Ordering::Relaxed);
+    if wanted <= made {
         return existing(id);
     }
     // Whole OS pages; shards beyond the limit on the last one are not used before it is raised to them.
     let os_page = mapping::page_size();
-    let from = (limit * size_of::<Shard>()).next_multiple_of(os_page);
+    let from = (made * size_of::<Shard>()).next_multiple_of(os_page);
     let to = (wanted * size_of::<Shard>()).next_multiple_of(os_page);
     if to > from {
         // SAFETY: inside the reservation, which is a multiple of the OS page.
@@ -111,6 +112,7 @@ fn raise(id: u32) -> Option<&'static Shard> {
             return None;
         }
     }
+    limit::account((wanted - made) * size_of::<Shard>());
     LIMIT.store(wanted, Ordering::Release);
     existing(id)
 }

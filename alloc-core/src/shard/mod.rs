@@ -26,7 +26,7 @@ pub(crate) mod vcpu;
 use crate::fatal::{self, Seen};
 use crate::magazine::{self, MAGAZINE, NONE, Owned, depth_of, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
-use crate::{central, decay, depot};
+use crate::{central, decay, depot, limit};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -283,10 +283,10 @@ fn stash_filled(access: &impl Access, magazine: Owned) {
     let shard = access.shard();
     let class_index = magazine.class();
     let full = magazine.capacity() * class(class_index).size as usize;
-    let depth = (LIST_BUDGET / full.max(1)).min(64) as u32;
+    let depth = (limit::cache_budget(LIST_BUDGET) / full.max(1)).min(64) as u32;
     let bytes = magazine.bytes();
-    let room =
-        shard.cached.load(Ordering::Relaxed) as isize + bytes as isize <= SHARD_BUDGET.load(Ordering::Relaxed) as isize;
+    let budget = limit::cache_budget(SHARD_BUDGET.load(Ordering::Relaxed));
+    let room = shard.cached.load(Ordering::Relaxed) as isize + bytes as isize <= budget as isize;
     let mut magazine = magazine;
     if room {
         match list_push(access, shard.filled(class_index), magazine, depth) {

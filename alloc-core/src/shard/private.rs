@@ -18,7 +18,9 @@
 use super::arena::OnArena;
 use super::gate::FAST;
 use super::{SHARD_SHIFT, Shard};
+use crate::limit;
 use crate::os::mapping;
+use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
@@ -125,6 +127,9 @@ fn take(number: usize) -> bool {
     let start = NonNull::new(BASE.load(Ordering::Relaxed).cast::<u8>().with_addr(at));
     // SAFETY: whole pages of the reservation, which are ours.
     let usable = start.is_some_and(|start| unsafe { mapping::commit(start, os_page.max(1 << SHARD_SHIFT)) });
+    if usable {
+        limit::account(size_of::<Shard>());
+    }
     state.store(if usable { TAKEN } else { NEW }, Ordering::Release);
     usable
 }
@@ -161,7 +166,12 @@ pub(super) fn for_each(mut f: impl FnMut(&OnArena)) {
 
 /// The shards that were ever taken, whoever has them now.
 pub(super) fn shards() -> impl Iterator<Item = &'static Shard> {
-    (0..COUNT.load(Ordering::Acquire)).filter(|&number| state(number).load(Ordering::Relaxed) != NEW).map(shard)
+    (0..COUNT.load(Ordering::Acquire)).filter(|&number| state(number).load(Ordering::Acquire) >= FREE).map(shard)
+}
+
+/// How many that are.
+pub(crate) fn made() -> usize {
+    shards().count()
 }
 
 /// In the child of a fork: the other threads' arenas are free.
