@@ -43,6 +43,11 @@ pub(crate) fn install() -> bool {
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
+/// In the child of a fork that did not run the handlers: they have to be installed here.
+pub(crate) fn not_installed() {
+    INSTALLED.store(false, Ordering::Relaxed);
+}
+
 /// How many arenas' locks `before` took. Another thread may decide how many there are before `in_parent` runs.
 static ARENAS: AtomicUsize = AtomicUsize::new(0);
 

@@ -10,15 +10,20 @@ use crate::shard::{arena, gate, private};
 use crate::{fork, os};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use rseq_sys::sequence::Vcpu;
 use rseq_sys::{IndexKind, Registrar, Unavailable};
 
-static STATE: AtomicU8 = AtomicU8::new(UNDECIDED);
-const UNDECIDED: u8 = 0;
-const DECIDING: u8 = 1;
-const VCPUS: u8 = 2;
-const ARENAS: u8 = 3;
+static STATE: AtomicU32 = AtomicU32::new(UNDECIDED);
+const UNDECIDED: u32 = 0;
+const VCPUS: u32 = 1;
+const ARENAS: u32 = 2;
+/// From here on: it is being decided, by a thread of the process whose number is the state without this bit.
+const DECIDING: u32 = 1 << 31;
+
+const fn is_decided(state: u32) -> bool {
+    matches!(state, VCPUS | ARENAS)
+}
 
 /// Written once by the deciding thread, before `STATE` says so.
 struct Decision(UnsafeCell<MaybeUninit<Mode>>);
@@ -62,13 +67,13 @@ fn vcpu_route() -> Route {
 /// The mode, if it is decided.
 pub(crate) fn mode() -> Option<Mode> {
     // SAFETY: the state says that the cell is written, and it is not written again.
-    (STATE.load(Ordering::Acquire) >= VCPUS).then(|| unsafe { (*MODE.0.get()).assume_init() })
+    is_decided(STATE.load(Ordering::Acquire)).then(|| unsafe { (*MODE.0.get()).assume_init() })
 }
 
 /// [`decide`], at the cost of a load where that has long been done.
 #[inline]
 pub(crate) fn decide_if_undecided(options: &Options) {
-    if STATE.load(Ordering::Relaxed) == UNDECIDED {
+    if !is_decided(STATE.load(Ordering::Relaxed)) {
         decide(options);
     }
 }
@@ -76,7 +81,16 @@ pub(crate) fn decide_if_undecided(options: &Options) {
 /// Decides the mode unless somebody has or is about to.
 #[cold]
 fn decide(options: &Options) {
-    if STATE.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    // SAFETY: always sound. <https://man7.org/linux/man-pages/man2/getpid.2.html>
+    let here = DECIDING | unsafe { libc::getpid() }.cast_unsigned();
+    let state = STATE.load(Ordering::Relaxed);
+    if state & DECIDING != 0 && state != here {
+        // A fork has cut that thread off, before it had installed the handlers that would have seen to this.
+        if STATE.compare_exchange(state, UNDECIDED, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            fork::not_installed();
+        }
+    }
+    if STATE.compare_exchange(UNDECIDED, here, Ordering::Acquire, Ordering::Relaxed).is_err() {
         return;
     }
     let state = os::keep_errno(|| decide_alone(options));
@@ -84,7 +98,7 @@ fn decide(options: &Options) {
 }
 
 /// [`decide`], for the one thread that does it; returns the new state.
-fn decide_alone(options: &Options) -> u8 {
+fn decide_alone(options: &Options) -> u32 {
     // First of all, so that a child of a fork in the middle of this can be helped.
     let first = fork::install();
     let options = options.with_environment(first);
@@ -109,7 +123,9 @@ fn decide_alone(options: &Options) -> u8 {
 
 /// In the child of a fork that cut another thread off in the middle of deciding: lets this one begin again.
 pub(crate) fn in_child() {
-    let _ = STATE.compare_exchange(DECIDING, UNDECIDED, Ordering::Relaxed, Ordering::Relaxed);
+    if !is_decided(STATE.load(Ordering::Relaxed)) {
+        STATE.store(UNDECIDED, Ordering::Relaxed);
+    }
 }
 
 /// Opens the shards for the index that is asked for and offered, or says why not.
