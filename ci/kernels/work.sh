@@ -15,7 +15,7 @@
 # the last two.
 set -euo pipefail
 
-leave_out= storm_cpus= stress_cpus=
+leave_out='' storm_cpus='' stress_cpus=''
 form=${1:?usage: ci/kernels/work.sh long|short KERNEL ARCH CPUS BUILD}
 kernel=$2 arch=$3 cpus=$4 build=$5
 
