@@ -94,7 +94,7 @@ pub(crate) const OURS_PRELOADED: &str = "librseqalloc";
 pub(crate) const OURS_CPU_ID: &str = "rseq-cpu_id";
 pub(crate) const OURS_ARENAS: &str = "rseq-arenas";
 /// The peers of a quick run: those whose sources compile in seconds.
-pub(crate) const QUICK_PEERS: [&str; 2] = ["mimalloc3", "snmalloc"];
+const QUICK_PEERS: [&str; 2] = ["mimalloc3", "snmalloc"];
 
 /// All that there are, in the order of the tables.
 pub(crate) fn all() -> Vec<Contender> {
@@ -155,8 +155,13 @@ pub(crate) fn all() -> Vec<Contender> {
     ]
 }
 
+/// Those of a trial, or of a run with these peers.
+pub(crate) fn chosen(quick: bool, peers: Option<&[String]>) -> Result<Vec<Contender>, String> {
+    if quick { selected(Some(&QUICK_PEERS.map(str::to_owned))) } else { selected(peers) }
+}
+
 /// Those that a run has: all of this allocator's, and of the peers those that are named, or all.
-pub(crate) fn selected(peers: Option<&[String]>) -> Result<Vec<Contender>, String> {
+fn selected(peers: Option<&[String]>) -> Result<Vec<Contender>, String> {
     let all = all();
     let Some(peers) = peers else { return Ok(all) };
     if let Some(unknown) = peers.iter().find(|name| !all.iter().any(|each| !each.is_ours() && each.name == **name)) {

@@ -18,6 +18,14 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<(String, Vec<String>)>,
 }
 
+impl Table {
+    /// One without rows yet, of a group with these columns, and some more at their end.
+    pub(crate) fn of(group: &str, title: &str, columns: &[&str], last: &[&str]) -> Self {
+        let columns = columns.iter().chain(last).map(|&column| column.to_owned()).collect();
+        Table { title: format!("{group}: {title}"), columns, rows: Vec::new() }
+    }
+}
+
 /// Everything: who took part, the figures by group, what went wrong, the bars.
 pub(crate) fn all(results: &Results, contenders: &[Contender], measures: &[Measure], bars: Option<&[Bar]>) -> String {
     let mut text = String::new();
@@ -76,8 +84,7 @@ struct Of<'a> {
 
 impl Of<'_> {
     fn table(&self, title: &str, last: &[&str]) -> Table {
-        let columns = self.columns.iter().chain(last).map(|&column| column.to_owned()).collect();
-        Table { title: format!("{}: {title}", self.name), columns, rows: Vec::new() }
+        Table::of(self.name, title, &self.columns, last)
     }
 
     fn cells(&self, cell: impl Fn(&str) -> Option<String>) -> Vec<String> {

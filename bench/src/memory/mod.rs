@@ -130,9 +130,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
     if plan.names().is_empty() {
         return Err(format!("no measure has {} in its name; --list prints them", options.only.join(" or ")));
     }
-    let quick_peers = contenders::QUICK_PEERS.map(str::to_owned);
-    let peers = if options.quick { Some(&quick_peers[..]) } else { options.peers.as_deref() };
-    let mut contenders = contenders::selected(peers)?;
+    let mut contenders = contenders::chosen(options.quick, options.peers.as_deref())?;
     if options.list {
         contenders.iter().for_each(|each| println!("contender  {}", each.name));
         plan.names().iter().for_each(|name| println!("measure    {name}"));

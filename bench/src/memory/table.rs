@@ -82,8 +82,7 @@ struct Of<'a> {
 
 impl Of<'_> {
     fn table(&self, title: &str, last: &[&str]) -> Table {
-        let columns = self.columns.iter().chain(last).map(|&column| column.to_owned()).collect();
-        Table { title: format!("{}: {title}", self.name), columns, rows: Vec::new() }
+        Table::of(self.name, title, &self.columns, last)
     }
 
     /// Adds a row unless nobody has a figure in it. Who failed in `measure` is seen.
