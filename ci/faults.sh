@@ -91,7 +91,7 @@ did_something() {
 
 # What gave the fault away, from the log $1.
 symptom() {
-    local known='CORRUPTED|rseq-alloc:|lost|twice|stress: 0x|wrong result|not aborted|announces no|ended on its way'
+    local known='CORRUPTED|rseq-alloc:|hung|lost|twice|stress: 0x|wrong result|not aborted|announces no|ended on its way'
     grep -a -m 1 -E "$known" "$1" || grep -a -m 1 'panicked' "$1" || true
 }
 

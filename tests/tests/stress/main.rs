@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use alloc_core::RseqAlloc;
 use integration::child;
 use integration::configuration::best_index;
+use integration::die;
 use integration::harness::{self, Check};
 
 #[global_allocator]
@@ -97,6 +98,10 @@ pub(crate) struct Shared {
     pub(crate) handed_over: AtomicU64,
     pub(crate) ring: handover::Ring,
     pub(crate) hunt: bool,
+    /// What each worker did, and the purger at the end.
+    pub(crate) steps: [AtomicU64; MAX_THREADS + 1],
+    /// Everybody has ended.
+    done: AtomicBool,
     /// Workers wait here at their end until nobody pins them any more.
     pub(crate) end: Barrier,
 }
@@ -148,6 +153,8 @@ fn stress() {
         handed_over: AtomicU64::new(0),
         ring: handover::Ring::new(),
         hunt: parameters.hunt,
+        steps: [const { AtomicU64::new(0) }; MAX_THREADS + 1],
+        done: AtomicBool::new(false),
         end: Barrier::new(threads + 1),
     };
     let (mut pins, mut purges) = (0, 0);
@@ -159,6 +166,9 @@ fn stress() {
         }
         let controller = scope.spawn(move || pinning::control(shared, threads, cpus, parameters.pin));
         let purger = scope.spawn(move || purge_now_and_then(shared, parameters));
+        if parameters.hunt {
+            scope.spawn(move || watch(shared, threads));
+        }
         loop {
             std::thread::sleep(Duration::from_millis(20));
             let passed = start.elapsed();
@@ -173,6 +183,7 @@ fn stress() {
         pins = controller.join().expect("the controller");
         purges = purger.join().expect("the purger");
         shared.end.wait();
+        shared.done.store(true, Ordering::Relaxed);
     });
     let seconds = start.elapsed().as_secs_f64();
     shared.ring.drain(worker::Block::free);
@@ -234,12 +245,37 @@ fn purge_now_and_then(shared: &Shared, parameters: &Parameters) -> u64 {
     while !shared.stop.load(Ordering::Relaxed) {
         alloc_core::purge();
         purges += 1;
+        shared.steps[MAX_THREADS].fetch_add(1, Ordering::Relaxed);
         // One phase in four lets magazines fill up.
         let rest = parameters.hunt && shared.phase.load(Ordering::Relaxed) % 4 == 3;
         std::thread::sleep(if rest { Duration::from_millis(5) } else { parameters.purge });
     }
     purges
 }
+
+/// Ends the process if a thread does not get on: what is lost may be found as a list that has no end, or a lock that
+/// nobody will release. Allocates nothing, since the heap may be what hangs.
+fn watch(shared: &Shared, threads: usize) {
+    let mut seen = [0; MAX_THREADS + 1];
+    let mut since = Instant::now();
+    while !shared.done.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+        if since.elapsed() < HANGS_AFTER {
+            continue;
+        }
+        since = Instant::now();
+        for (thread, (steps, seen)) in shared.steps.iter().zip(&mut seen).enumerate() {
+            let now = steps.load(Ordering::Relaxed);
+            if now == *seen && (thread < threads || thread == MAX_THREADS) {
+                die!("stress: thread {thread} hung");
+            }
+            *seen = now;
+        }
+    }
+}
+
+/// Once a thread has done nothing for so long, it hangs; a hunt has many preemptions, but no other load.
+const HANGS_AFTER: Duration = Duration::from_secs(12);
 
 /// How often a thread of this process was preempted so far
 /// ([getrusage(2)](https://man7.org/linux/man-pages/man2/getrusage.2.html)).

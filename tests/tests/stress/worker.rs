@@ -125,6 +125,7 @@ pub(crate) fn run(index: usize, kind: Kind, shared: &Shared, sequences: &Sequenc
             }
         };
         shared.operations.fetch_add(operations, Ordering::Relaxed);
+        shared.steps[index].fetch_add(1, Ordering::Relaxed);
     }
     drop(timer);
     for block in worker.slots.drain(..).flatten() {
