@@ -1,8 +1,8 @@
 //! Arenas: shards that are taken by lock, for threads that have no vCPU to go by.
 //!
 //! The fallback of a process without rseq whose threads have no [`private`] arenas (left), and of single threads that are
-//! not registered in a process with it. There are as many arenas as CPUs the process may use. A thread is assigned one on its first allocation, round robin, and
-//! moves on when it finds it locked. The assignment is a word of the thread; losing it costs nothing.
+//! not registered in a process with it. There are as many arenas as CPUs the process may use. A thread is assigned one
+//! on its first allocation, round robin, and moves on when it finds it locked. The assignment is a word of the thread; losing it costs nothing.
 //!
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 

@@ -72,6 +72,11 @@ pub(crate) fn open(cpus: usize) {
     COUNT.store(count, Ordering::Release);
 }
 
+/// The number of the calling thread's arena, if it has one.
+fn number() -> Option<usize> {
+    rseq_sys::with_thread_words(|words| words[WORD].load(Ordering::Relaxed)).checked_sub(NUMBER)
+}
+
 fn state(number: usize) -> &'static AtomicU8 {
     &STATES[number % MOST]
 }
@@ -150,7 +155,7 @@ extern "C" fn leave() {
 /// Calls `f` with every arena that nobody has, and with that of the calling thread; asks the other threads to give back
 /// what they have.
 pub(super) fn for_each(mut f: impl FnMut(&OnArena)) {
-    let mine = rseq_sys::with_thread_words(|words| words[WORD].load(Ordering::Relaxed)).checked_sub(NUMBER);
+    let mine = number();
     for number in 0..COUNT.load(Ordering::Acquire) {
         if mine == Some(number) {
             f(&OnArena::owned(shard(number)));
@@ -176,7 +181,7 @@ pub(crate) fn made() -> usize {
 
 /// In the child of a fork: the other threads' arenas are free.
 pub(crate) fn in_child() {
-    let mine = rseq_sys::with_thread_words(|words| words[WORD].load(Ordering::Relaxed)).checked_sub(NUMBER);
+    let mine = number();
     for (number, state) in STATES.iter().enumerate() {
         if mine != Some(number) {
             let _ = state.compare_exchange(TAKEN, FREE, Ordering::Relaxed, Ordering::Relaxed);
