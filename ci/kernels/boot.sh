@@ -17,9 +17,10 @@ machine=(-smp "$cpus" -m 2G -accel "tcg,thread=multi")
 case $arch in
 x86_64)
     machine=(qemu-system-x86_64 "${machine[@]}" -cpu max)
-    # On a busy machine the kernel would take the emulated clocks for broken and patch its code to do without them, which
-    # crashes it now and then under emulation.
-    options="console=ttyS0 tsc=reliable no_timer_check"
+    # A kernel that patches its code while another CPU runs it crashes now and then under emulation. Most of that is done
+    # while it boots, with one CPU therefore (/init starts the others); and on a busy machine it would take the emulated
+    # clocks for broken and patch its code to do without them.
+    options="console=ttyS0 maxcpus=1 noreplace-smp tsc=reliable no_timer_check"
     ;;
 aarch64)
     # The architected algorithm of pointer authentication costs more than all the rest under emulation.
