@@ -16,7 +16,7 @@ use crate::options::Options;
 use crate::os::futex::Lock;
 use crate::setup::{self, Route};
 use crate::shard::arena::OnArena;
-use crate::shard::gate::fast;
+use crate::shard::gate::{FAST, fast};
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin};
@@ -197,6 +197,11 @@ fn recover<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
 #[cold]
 #[inline(never)]
 fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
+    // Most often the next magazine of the chain has one.
+    // SAFETY: as in `allocate`; magazines have the words of chains.
+    if let Ok(block) = unsafe { FAST.pop_chained(displacement) } {
+        return block;
+    }
     let bin = shard::bin_at(displacement);
     let block = match visit(options, |access| shard::allocate(access, bin), |arena| shard::allocate(arena, bin)) {
         Some(block) => block,
@@ -214,6 +219,10 @@ fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
 pub(crate) fn free_slow(block: *mut u8, displacement: usize, options: &Options) {
     let bin = shard::bin_at(displacement);
     let block = block.expose_provenance();
+    // SAFETY: as in `free`; magazines have the words of chains.
+    if unsafe { FAST.push_chained(displacement, block) }.committed() {
+        return;
+    }
     let done = visit(options, |access| shard::free(access, bin, block), |arena| shard::free(arena, bin, block));
     if done.is_none() {
         central::free_one(class_of_bin(bin), block);

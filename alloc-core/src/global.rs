@@ -54,8 +54,8 @@ impl RseqAlloc {
         self
     }
 
-    /// How many bytes of free blocks a vCPU keeps in its lists of filled magazines, over all classes: 4 MiB by default.
-    /// The loaded magazine of each class comes on top. `RSEQ_ALLOC=budget=…` overrides it.
+    /// For how many bytes of free blocks a vCPU has room beyond one magazine of each size: 8 MiB by default.
+    /// `RSEQ_ALLOC=budget=…` overrides it.
     pub const fn shard_budget(mut self, bytes: usize) -> Self {
         self.options.shard_budget = bytes;
         self

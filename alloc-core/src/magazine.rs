@@ -1,9 +1,10 @@
 //! Magazines: arrays of pointers to free blocks of one class.
 //!
 //! ```text
-//!   word 0   link of the list or pool it is in          words 0–2 are touched only by its owner, except that the link,
-//!   word 1   capacity, count while not loaded, depth    the capacity and the depth may be read by anybody
-//!   word 2   class
+//!   word 0   link of the list or pool it is in
+//!   word 1   top of the full magazine below it, 0 for none      in a chain, see rseq_sys::sequence::Stacks; only tops
+//!   word 2   top of the empty magazine above it, 0 for none     and 0 ever stand here
+//!   word 3   capacity, count while owned, class, depth          capacity and depth may be read by anybody
 //!   …        not used
 //!   word 255 - capacity      0, the sentinel below the slots
 //!   the words after it       the slots, to the end of the magazine
@@ -11,25 +12,27 @@
 //!
 //! A *loaded* magazine is one that a shard's header points into; the header's `top` is the address of the first free
 //! slot, or the magazine's end if it is full. So an address tells whether a magazine is full, and a top leads to its
-//! magazine by masking. All others are owned: by a thread, a list of a shard, the depot.
+//! magazine by masking. With it the header owns a *chain*: full magazines to go on to when it is empty, and empty ones
+//! for when it is full. All others are owned: by a thread, a list, the depot.
 //!
 //! Invariants:
 //!
-//! * Magazines are never unmapped and never anything else, so a section that was cut may still read a stale one.
+//! * Magazines are never unmapped and never anything else, so a section that was cut may still read a stale one, and a
+//!   reader of statistics may follow a chain that others change.
 //! * Whoever holds an [`Owned`] is the only one to change the magazine. Capacity changes only then, and only of an
 //!   empty one.
 //! * No slot below the top holds 0.
 
 use crate::meta::{Pool, PoolItem};
-use crate::size_class::class;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
+use rseq_sys::sequence::{EMPTY, FULL};
 
 /// Bytes of a magazine, and its alignment.
 pub(crate) const MAGAZINE: usize = 2048;
 /// Words before the sentinel and the slots.
-const HEAD: usize = 3;
+const HEAD: usize = 4;
 const WORDS: usize = MAGAZINE / 8 - HEAD;
 /// Pointers that a magazine can hold.
 pub(crate) const CAPACITY: usize = 251;
@@ -40,11 +43,13 @@ pub(crate) const NONE: usize = 0;
 #[repr(C, align(2048))]
 pub(crate) struct Magazine {
     link: AtomicUsize,
+    full: AtomicUsize,
+    empty: AtomicUsize,
     capacity: AtomicU16,
     count: AtomicU16,
-    /// The depth of the list whose head it is; read by threads that do not own it, as a hint.
-    depth: AtomicU32,
-    class: AtomicUsize,
+    class: AtomicU16,
+    /// Its place in its chain or list, counted from the end; read by threads that do not own it, as a hint.
+    depth: AtomicU16,
     /// Read by threads that do not own it: sections that will be aborted, and [`peek`].
     words: [AtomicUsize; WORDS],
 }
@@ -55,6 +60,7 @@ pub(crate) const LINK: usize = offset_of!(Magazine, link);
 const _: () = {
     assert!(size_of::<Magazine>() == MAGAZINE);
     assert!(offset_of!(Magazine, words) == HEAD * 8);
+    assert!(offset_of!(Magazine, full) == FULL && offset_of!(Magazine, empty) == EMPTY);
     assert!(CAPACITY < WORDS);
 };
 
@@ -143,7 +149,7 @@ impl Owned {
         if let Some(sentinel) = m.word(0) {
             sentinel.store(0, Relaxed);
         }
-        m.class.store(class, Relaxed);
+        m.class.store(class as u16, Relaxed);
     }
 
     /// Pointers in it.
@@ -163,12 +169,7 @@ impl Owned {
 
     /// The class that the pointers in it belong to.
     pub(crate) fn class(&self) -> usize {
-        self.get().class.load(Relaxed)
-    }
-
-    /// Bytes of the blocks in it.
-    pub(crate) fn bytes(&self) -> usize {
-        if self.is_empty() { 0 } else { self.count() * class(self.class()).size as usize }
+        usize::from(self.get().class.load(Relaxed))
     }
 
     /// Takes the topmost pointer.
@@ -200,9 +201,16 @@ impl Owned {
         &self.get().link
     }
 
-    /// Notes how deep the list is, this magazine included.
-    pub(crate) fn set_depth(&self, depth: u32) {
+    /// Notes how deep the list or the chain is, this magazine included.
+    pub(crate) fn set_depth(&self, depth: u16) {
         self.get().depth.store(depth, Relaxed);
+    }
+
+    /// Makes it a chain of its own.
+    pub(crate) fn unchain(&self) {
+        self.get().full.store(NONE, Relaxed);
+        self.get().empty.store(NONE, Relaxed);
+        self.set_depth(1);
     }
 }
 
@@ -239,13 +247,51 @@ pub(crate) fn is_full(top: usize) -> bool {
 
 /// The depth noted at the head of a list, as a hint; 0 for an empty list.
 #[inline]
-pub(crate) fn depth_of(head: usize) -> u32 {
-    if head == 0 {
+pub(crate) fn depth_of_list(head: usize) -> u16 {
+    if head == 0 { 0 } else { depth_of_chain(head + MAGAZINE) }
+}
+
+/// The depth noted in the magazine at `top`, as a hint; 0 for [`NONE`].
+#[inline]
+pub(crate) fn depth_of_chain(top: usize) -> u16 {
+    if top == NONE {
         return 0;
     }
-    let magazine = core::ptr::with_exposed_provenance::<Magazine>(head);
-    // SAFETY: heads of lists are magazines, which are never unmapped; the field is atomic.
-    unsafe { &*core::ptr::addr_of!((*magazine).depth) }.load(Relaxed)
+    // SAFETY: tops lead to magazines, which are never unmapped; the field is atomic.
+    unsafe { &(*at(top)).depth }.load(Relaxed)
+}
+
+/// How far a chain is followed to one side. They are much shorter, but others may lead a reader in a circle.
+const FOLLOW: usize = 1024;
+
+/// The tops of the full magazine below and the empty one above the one at `top`, as a hint; [`NONE`] for none.
+pub(crate) fn neighbours(top: usize) -> (usize, usize) {
+    if top == NONE {
+        return (NONE, NONE);
+    }
+    // SAFETY: tops lead to magazines, which are never unmapped; the words are atomic.
+    let magazine = unsafe { &*at(top) };
+    (magazine.full.load(Relaxed), magazine.empty.load(Relaxed))
+}
+
+/// Calls `f` with the tops of all magazines of the chain whose loaded one is at `top`. They are hints unless the caller
+/// owns the chain, but always tops.
+pub(crate) fn for_each_of_chain(top: usize, mut f: impl FnMut(usize)) {
+    // What a magazine says is read before `f` has it.
+    let (mut full, mut empty) = neighbours(top);
+    if top != NONE {
+        f(top);
+    }
+    for _ in 0..FOLLOW {
+        let (here, further) = if full != NONE { (full, neighbours(full).0) } else { break };
+        full = further;
+        f(here);
+    }
+    for _ in 0..FOLLOW {
+        let (here, further) = if empty != NONE { (empty, neighbours(empty).1) } else { break };
+        empty = further;
+        f(here);
+    }
 }
 
 /// The word of the topmost pointer at `top`, which is not [`NONE`]: a slot, or the sentinel.
@@ -298,21 +344,31 @@ impl List {
         Some(magazine)
     }
 
-    /// Takes over a chain of linked magazines, as a shard's list holds them.
-    ///
-    /// Returns the bytes of their blocks.
+    /// Takes over a list of linked magazines, as a shard holds them.
     ///
     /// # Safety
-    /// The caller owns the whole chain that begins at `head` exclusively.
-    pub(crate) unsafe fn append_chain(&mut self, mut head: usize) -> usize {
-        let mut bytes = 0;
-        // SAFETY: by contract every element of the chain is ours.
+    /// The caller owns the whole list that begins at `head` exclusively.
+    pub(crate) unsafe fn append_list(&mut self, mut head: usize) {
+        // SAFETY: by contract every element of the list is ours.
         while let Some(magazine) = unsafe { Owned::from_address(head) } {
             head = magazine.link().load(Relaxed);
-            bytes += magazine.bytes();
             self.push(magazine);
         }
-        bytes
+    }
+
+    /// Takes over the chain that a header with this `top` owned. Returns its class and how many magazines it had, if any.
+    ///
+    /// # Safety
+    /// The caller has just won exclusive ownership of it.
+    pub(crate) unsafe fn append_chain(&mut self, top: usize) -> Option<(usize, usize)> {
+        let (mut class, before) = (None, self.len);
+        for_each_of_chain(top, |top| {
+            // SAFETY: by contract every element of the chain is ours.
+            let magazine = unsafe { Owned::from_top(top) };
+            class = Some(magazine.class());
+            self.push(magazine);
+        });
+        class.map(|class| (class, self.len - before))
     }
 
     /// Pointers in all its magazines.

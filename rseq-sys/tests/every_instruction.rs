@@ -220,7 +220,7 @@ impl Harness {
     fn stop(&mut self, number: usize, disturbance: usize, section: &Section, way: &[usize]) -> Result<Done, String> {
         let at = *way.last().expect("a place to stop");
         let covered = (section.armed..section.post_commit).contains(&at);
-        let bounded = !OPERATIONS[number].takes_any_vcpu();
+        let bounded = !OPERATIONS[number].is_one_attempt();
         let when = match covered {
             true if bounded && way.len() == MAX_ABORTS as usize => INSTEAD,
             _ if at == section.post_commit => AFTER,

@@ -7,7 +7,7 @@
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
 use super::protocol::Place;
-use super::{Access, Miss, STACK, Shard, private};
+use super::{Access, Miss, STACK, Shard, private, take_chain};
 use crate::magazine::{self, NONE, Owned};
 use crate::meta;
 use crate::os::futex::{Guard, Lock};
@@ -15,7 +15,7 @@ use core::mem::size_of;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
-use rseq_sys::sequence::portable::{pop_plain, push_plain};
+use rseq_sys::sequence::portable::{pop_chained_plain, push_chained_plain, replace_chained_plain};
 
 /// Arenas at most. Beyond this many CPUs, threads share.
 const ARENAS: usize = 256;
@@ -91,29 +91,44 @@ fn locked(arena: &'static Arena, guard: Guard<'static>) -> Option<OnArena> {
     Some(OnArena { shard: unsafe { &*shard }, _guard: Some(guard) })
 }
 
+/// Nobody else is there: what did not succeed found something else than it looked for.
+fn done(succeeded: bool) -> Result<(), Miss> {
+    if succeeded { Ok(()) } else { Err(Miss::Differs) }
+}
+
 impl Access for OnArena {
     fn shard(&self) -> &Shard {
         self.shard
     }
 
     fn pop(&self, bin: usize) -> Result<usize, Miss> {
-        // SAFETY: the lock guards header and stack.
-        let block = unsafe { pop_plain(self.shard.top(bin).as_ptr()) };
+        // SAFETY: the lock guards header and chain.
+        let block = unsafe { pop_chained_plain::<STACK>(self.shard.top(bin).as_ptr()) };
         if block == 0 { Err(Miss::Differs) } else { Ok(block) }
     }
 
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
-        // SAFETY: the lock guards header and stack; blocks are not 0.
-        if unsafe { push_plain::<STACK>(self.shard.top(bin).as_ptr(), block) } { Ok(()) } else { Err(Miss::Differs) }
+        // SAFETY: the lock guards header and chain; blocks are not 0.
+        done(unsafe { push_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), block) })
     }
 
     fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
         let header = self.shard.top(bin);
-        if header.load(Ordering::Relaxed) != expect {
-            return Err(Miss::Differs);
+        let same = header.load(Ordering::Relaxed) == expect;
+        if same {
+            header.store(new, Ordering::Relaxed);
         }
-        header.store(new, Ordering::Relaxed);
-        Ok(())
+        done(same)
+    }
+
+    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        // SAFETY: the lock guards header and chain; tops lead to magazines, which have the words of chains.
+        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), expect, new, false) })
+    }
+
+    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        // SAFETY: as in `exchange`.
+        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), expect, new, true) })
     }
 
     fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
@@ -144,14 +159,13 @@ impl OnArena {
         for top in self.shard.headers() {
             let old = top.swap(NONE, Ordering::Relaxed);
             if old != NONE {
-                // SAFETY: the lock gives us the header, and so the magazine.
-                list.push(unsafe { Owned::from_top(old) });
+                // SAFETY: the lock gives us the header, and so the chain.
+                unsafe { take_chain(self.shard, old, list) };
             }
         }
         for head in self.shard.lists() {
             // SAFETY: the lock gives us the lists.
-            let bytes = unsafe { list.append_chain(head.swap(0, Ordering::Relaxed)) };
-            self.shard.cached.fetch_sub(bytes, Ordering::Relaxed);
+            unsafe { list.append_list(head.swap(0, Ordering::Relaxed)) };
         }
     }
 }

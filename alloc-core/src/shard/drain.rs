@@ -6,7 +6,7 @@
 use super::arena::OnArena;
 use super::protocol::{self, Place, Taken};
 use super::{Shard, arena, gate, vcpu};
-use crate::magazine::{List, NONE, Owned};
+use crate::magazine::{List, NONE};
 use crate::os::futex::{Lock, Locked};
 use crate::size_class::BINS;
 use crate::{central, depot};
@@ -43,7 +43,7 @@ impl Place for Shard {
     }
 
     fn lists(&self) -> impl Iterator<Item = &AtomicUsize> {
-        self.filled.iter().chain([&self.empty])
+        [&self.empty].into_iter()
     }
 }
 
@@ -53,12 +53,13 @@ fn drain(shards: &[&Shard], list: &mut List) -> bool {
     let fence = || rseq_sys::membarrier::fence().is_ok();
     let drained = protocol::drain(shards, &mut *old, NONE, fence, |shard, taken| match taken {
         Taken::List(head) => {
-            // SAFETY: the protocol gives the drainer the whole chain.
-            let bytes = unsafe { list.append_chain(head) };
-            shard.cached.fetch_sub(bytes, Ordering::Relaxed);
+            // SAFETY: the protocol gives the drainer the whole list.
+            unsafe { list.append_list(head) };
         }
-        // SAFETY: the protocol gives the drainer the magazine.
-        Taken::Top(top) => list.push(unsafe { Owned::from_top(top) }),
+        Taken::Top(top) => {
+            // SAFETY: the protocol gives the drainer the whole chain.
+            unsafe { super::take_chain(shard, top, list) };
+        }
     });
     if drained {
         DRAINS.fetch_add(1, Ordering::Relaxed);

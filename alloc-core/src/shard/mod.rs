@@ -1,7 +1,7 @@
 //! Shards: the caches of the vCPUs, and of the arenas that stand in for them.
 //!
-//! A shard is one 4 KiB page: per bin the top of the loaded magazine, per class a short list of filled magazines, one
-//! list of empty ones. What may touch it is decided once for its life:
+//! A shard is one 4 KiB page: per bin the top of the loaded magazine, which leads to a short chain of full and empty
+//! ones, and one list of empty ones for all. What may touch it is decided once for its life:
 //!
 //! * A vCPU's shard changes only by commits of sequences that run on that vCPU ([`vcpu`]), or by the sealed
 //!   [`protocol`].
@@ -12,9 +12,13 @@
 //! and a step that fails leaves it with the thread, which finds another place for it.
 //!
 //! ```text
-//!   allocate: loaded magazine - filled list - depot - filled from the spans        first that has a block
-//!   free:     loaded magazine - an empty one takes its place, the full one goes to the filled list - depot - spans
+//!   allocate: loaded magazine - next full one of the chain - depot - filled from the spans     first that has a block
+//!   free:     loaded magazine - next empty one of the chain - a new one that makes the chain longer
+//!             - or, where it is long enough, one that takes the place of the full one, which goes to the depot - spans
 //! ```
+//!
+//! A chain grows only by frees, since only they show that blocks come back to this vCPU. It stays as long as it has
+//! become until it is drained, or another bin of the shard wants its budget.
 
 pub(crate) mod arena;
 pub(crate) mod drain;
@@ -24,7 +28,7 @@ mod protocol;
 pub(crate) mod vcpu;
 
 use crate::fatal::{self, Seen};
-use crate::magazine::{self, MAGAZINE, NONE, Owned, depth_of, peek};
+use crate::magazine::{self, List, MAGAZINE, NONE, Owned, depth_of_chain, depth_of_list, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
 use crate::{central, decay, depot, limit};
 use core::mem::{offset_of, size_of};
@@ -35,11 +39,12 @@ pub(crate) const SHARD_SHIFT: u32 = 12;
 /// Where a stack of pointers ends, see [`rseq_sys::sequence::Stacks`]: a magazine is one.
 pub(crate) const STACK: usize = MAGAZINE;
 
-/// Bytes of filled magazines that a list keeps before the depot gets them. Two threads with bursts of 1000 blocks took
-/// 8.7 to 9.8 ns per block without such lists and 4.3 ns with them.
-const LIST_BUDGET: usize = 192 * 1024;
+/// Bytes of blocks for which a chain has room, and magazines in it; what is more goes to the depot. Two threads with
+/// bursts of 1000 blocks took 8.7 to 9.8 ns per block without such a reserve and 4.3 ns with it.
+const CHAIN_BUDGET: usize = 192 * 1024;
+const CHAIN_MAX: usize = 64;
 /// Empty magazines that a shard keeps.
-const EMPTY_DEPTH: u32 = 16;
+const EMPTY_DEPTH: u16 = 16;
 /// Misses of a class after which its magazines become deeper.
 const GROW_AFTER: u8 = 16;
 
@@ -48,14 +53,16 @@ const GROW_AFTER: u8 = 16;
 pub(crate) struct Shard {
     /// Tops of the loaded magazines. First, so that a bin's displacement is `bin * 8`.
     tops: [AtomicUsize; BINS],
-    /// Heads of the lists of filled magazines.
-    filled: [AtomicUsize; CLASSES],
     /// Head of the list of empty magazines.
     empty: AtomicUsize,
     /// Not 0 while a drainer wants the slow paths to stay away.
     seal: AtomicUsize,
-    /// Bytes in the lists of filled magazines, about.
-    cached: AtomicUsize,
+    /// Bytes of blocks for which there is room in its chains, the loaded magazines not counted.
+    room: AtomicUsize,
+    /// How often that was not to grow any more, since a bin last gave up its chain.
+    refused: AtomicUsize,
+    /// The bin that has to do so next.
+    hand: AtomicUsize,
     /// Magazines exchanged with a header.
     exchanges: AtomicU64,
 }
@@ -68,10 +75,6 @@ const _: () = {
 impl Shard {
     fn top(&self, bin: usize) -> &AtomicUsize {
         &self.tops[if bin < BINS { bin } else { 0 }]
-    }
-
-    fn filled(&self, class: usize) -> &AtomicUsize {
-        &self.filled[if class < CLASSES { class } else { 0 }]
     }
 }
 
@@ -86,14 +89,18 @@ pub(crate) const fn bin_at(displacement: usize) -> usize {
     displacement / size_of::<usize>()
 }
 
-/// How many bytes of filled magazines a shard keeps in all its lists; an option.
+/// For how many bytes of blocks a shard has room beyond a magazine for each bin; an option.
 static SHARD_BUDGET: AtomicUsize = AtomicUsize::new(DEFAULT_BUDGET);
-/// Enough for a dozen classes in full use.
-pub(crate) const DEFAULT_BUDGET: usize = 4 << 20;
+/// Enough for 40 bins with the longest chains, or for one magazine more for each of all small ones: what a loop over random
+/// sizes wants, which takes 12.9 ns with half of this and 9.5 with it.
+pub(crate) const DEFAULT_BUDGET: usize = 8 << 20;
+/// How many times a chain is not to grow before another one is given up for it. A loop over 128 bins in turn, which all
+/// want more than there is, would else do nothing but take them from each other.
+const GIVE_UP_AFTER: usize = 64;
 
-/// Sets the bytes that a shard's lists keep.
+/// Sets the bytes of blocks for which a shard has room.
 pub(crate) fn set_budget(bytes: usize) {
-    // The sum it is compared with is signed, since lists are counted after they changed.
+    // The sum it is compared with is signed, since magazines are counted after they came or went.
     SHARD_BUDGET.store(bytes.min(isize::MAX as usize), Ordering::Relaxed);
 }
 
@@ -144,12 +151,16 @@ fn miss(class_index: usize) {
 pub(crate) trait Access {
     /// The shard.
     fn shard(&self) -> &Shard;
-    /// Pops from the loaded magazine.
+    /// Pops from the loaded magazine, or the next full one of its chain.
     fn pop(&self, bin: usize) -> Result<usize, Miss>;
-    /// Pushes on the loaded magazine.
+    /// Pushes on the loaded magazine, or the next empty one of its chain.
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss>;
-    /// Stores `new` to a bin's header if it still holds `expect`.
+    /// Stores `new` to a bin's header if it still holds `expect`: another chain in place of the one that was there.
     fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Puts the magazine at `new` in the place of the loaded one, at `expect`, whose neighbours it gets.
+    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Puts the magazine at `new` in front of the loaded one, a full one at `expect`.
+    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
     /// Whether a bin's header holds `top` and the slot there `block`, at one moment.
     fn confirm(&self, bin: usize, top: usize, block: usize) -> bool;
     /// Takes the head of a list.
@@ -206,23 +217,22 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         stash_empty(access, magazine);
         return Visit::Again;
     };
-    install(access, bin, top, magazine);
+    if magazine.is_empty() {
+        stash_empty(access, magazine);
+    } else if let Err((_, magazine)) = install(access, bin, top, magazine) {
+        stash(access, magazine);
+    }
     Visit::Done(block)
 }
 
 /// Whether the shard has blocks of `bin`, as a hint.
 pub(crate) fn has_blocks(access: &impl Access, bin: usize) -> bool {
-    let shard = access.shard();
-    peek(shard.top(bin).load(Ordering::Relaxed)) != 0 || shard.filled(class_of_bin(bin)).load(Ordering::Relaxed) != 0
+    let top = access.shard().top(bin).load(Ordering::Relaxed);
+    peek(top) != 0 || magazine::neighbours(top).0 != NONE
 }
 
-/// A magazine with blocks of a class, wherever the next one is.
+/// A magazine with blocks of a class, from wherever the next one is below the shard.
 fn filled_magazine(access: &impl Access, class_index: usize) -> Option<Owned> {
-    let shard = access.shard();
-    if let Ok(magazine) = access.list_pop(shard.filled(class_index)) {
-        shard.cached.fetch_sub(magazine.bytes(), Ordering::Relaxed);
-        return Some(magazine);
-    }
     miss(class_index);
     if let Some(magazine) = depot::take_full(class_index) {
         return Some(magazine);
@@ -242,33 +252,110 @@ fn empty_magazine(access: &impl Access) -> Option<Owned> {
     access.list_pop(&access.shard().empty).ok().or_else(depot::take_empty)
 }
 
-/// Makes `magazine` the loaded one of `bin` in place of the empty one at `top`, or finds another place for it.
-fn install(access: &impl Access, bin: usize, top: usize, magazine: Owned) {
-    if !magazine.is_empty() && access.replace(bin, top, magazine.top()).is_ok() {
-        access.shard().exchanges.fetch_add(1, Ordering::Relaxed);
-        // The header owns it now.
-        let _ = magazine.into_address();
-        retire(access, top);
+/// Makes `magazine` the loaded one of `bin` in place of the one at `top`, and finds a place for that.
+fn install(access: &impl Access, bin: usize, top: usize, magazine: Owned) -> Result<(), (Miss, Owned)> {
+    let replaced = if top == NONE {
+        magazine.unchain();
+        access.replace(bin, top, magazine.top())
     } else {
-        stash(access, magazine);
+        magazine.set_depth(depth_of_chain(top));
+        access.exchange(bin, top, magazine.top())
+    };
+    if let Err(miss) = replaced {
+        return Err((miss, magazine));
+    }
+    // The header owns it now.
+    let _ = magazine.into_address();
+    access.shard().exchanges.fetch_add(1, Ordering::Relaxed);
+    if top != NONE {
+        // SAFETY: winning the exchange gave the caller exclusive ownership.
+        stash(access, unsafe { Owned::from_top(top) });
+    }
+    Ok(())
+}
+
+/// What a magazine of a class counts in a chain, in bytes: the most that fit, whatever its capacity is now.
+fn counted(class_index: usize) -> usize {
+    usize::from(class(class_index).capacity_max) * class(class_index).size as usize
+}
+
+/// Whether the chain of `bin` whose full loaded magazine is at `top` may have another one. Bins that are refused again
+/// and again, since the shard's budget is used up, make others give up their chains.
+fn may_extend(access: &impl Access, bin: usize, top: usize) -> bool {
+    let bytes = counted(class_of_bin(bin));
+    let longest = (limit::cache_budget(CHAIN_BUDGET) / bytes).min(CHAIN_MAX);
+    if top == NONE || usize::from(depth_of_chain(top)) > longest {
+        return false;
+    }
+    let shard = access.shard();
+    let budget = limit::cache_budget(SHARD_BUDGET.load(Ordering::Relaxed)) as isize;
+    if shard.room.load(Ordering::Relaxed) as isize + bytes as isize <= budget {
+        return true;
+    }
+    // Lost counts do no harm.
+    let refused = shard.refused.load(Ordering::Relaxed) + 1;
+    shard.refused.store(refused % GIVE_UP_AFTER, Ordering::Relaxed);
+    if refused == GIVE_UP_AFTER {
+        give_up_another(access, bin);
+    }
+    false
+}
+
+/// Makes `magazine` the loaded one of `bin`, in front of the full one at `top`.
+fn extend(access: &impl Access, bin: usize, top: usize, magazine: Owned) -> Result<(), (Miss, Owned)> {
+    magazine.set_depth(depth_of_chain(top).saturating_add(1));
+    if let Err(miss) = access.extend(bin, top, magazine.top()) {
+        return Err((miss, magazine));
+    }
+    let _ = magazine.into_address();
+    access.shard().room.fetch_add(counted(class_of_bin(bin)), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Takes the chain that a header with this `top` owned, and notes that its room is free.
+///
+/// # Safety
+/// The caller has just won exclusive ownership of it.
+unsafe fn take_chain(shard: &Shard, top: usize, list: &mut List) {
+    // SAFETY: by contract.
+    if let Some((class_index, magazines)) = unsafe { list.append_chain(top) } {
+        shard.room.fetch_sub((magazines - 1) * counted(class_index), Ordering::Relaxed);
     }
 }
 
-/// Takes care of the magazine that a header held until the caller replaced it.
-fn retire(access: &impl Access, top: usize) {
-    if top != NONE {
-        // SAFETY: winning the replacement gave the caller exclusive ownership.
-        stash(access, unsafe { Owned::from_top(top) });
+/// Takes the chain of the next bin that has one and is not `bin`, and gives its blocks to the depot.
+fn give_up_another(access: &impl Access, bin: usize) {
+    let shard = access.shard();
+    for _ in 0..BINS {
+        let hand = (shard.hand.load(Ordering::Relaxed) + 1) % BINS;
+        shard.hand.store(hand, Ordering::Relaxed);
+        let top = shard.top(hand).load(Ordering::Relaxed);
+        // A loaded magazine without neighbours is little, and what a bin in use needs.
+        if hand == bin || magazine::neighbours(top) == (NONE, NONE) {
+            continue;
+        }
+        if access.replace(hand, top, NONE).is_ok() {
+            let mut chain = List::new();
+            // SAFETY: winning the replacement gave the caller exclusive ownership.
+            unsafe { take_chain(shard, top, &mut chain) };
+            while let Some(magazine) = chain.pop() {
+                stash(access, magazine);
+            }
+        }
+        return;
     }
 }
 
 /// Finds a place for a magazine, filled or empty.
-fn stash(access: &impl Access, magazine: Owned) {
-    if magazine.is_empty() {
-        stash_empty(access, magazine);
-    } else {
-        stash_filled(access, magazine);
+fn stash(access: &impl Access, mut magazine: Owned) {
+    if !magazine.is_empty() {
+        match depot::put_full(magazine) {
+            Ok(()) => return,
+            Err(back) => magazine = back,
+        }
+        central::flush(&mut magazine);
     }
+    stash_empty(access, magazine);
 }
 
 /// An empty magazine: the shard's list, else the depot.
@@ -278,39 +365,13 @@ fn stash_empty(access: &impl Access, magazine: Owned) {
     }
 }
 
-/// A filled magazine: the shard's list, else the depot, else the spans.
-fn stash_filled(access: &impl Access, magazine: Owned) {
-    let shard = access.shard();
-    let class_index = magazine.class();
-    let full = magazine.capacity() * class(class_index).size as usize;
-    let depth = (limit::cache_budget(LIST_BUDGET) / full.max(1)).min(64) as u32;
-    let bytes = magazine.bytes();
-    let budget = limit::cache_budget(SHARD_BUDGET.load(Ordering::Relaxed));
-    let room = shard.cached.load(Ordering::Relaxed) as isize + bytes as isize <= budget as isize;
-    let mut magazine = magazine;
-    if room {
-        match list_push(access, shard.filled(class_index), magazine, depth) {
-            Ok(()) => {
-                shard.cached.fetch_add(bytes, Ordering::Relaxed);
-                return;
-            }
-            Err(back) => magazine = back,
-        }
-    }
-    miss(class_index);
-    if let Err(mut magazine) = depot::put_full(magazine) {
-        central::flush(&mut magazine);
-        stash_empty(access, magazine);
-    }
-}
-
 /// Pushes on a list that is to hold `depth` magazines at most; hands the magazine back if it does not go there.
-fn list_push(access: &impl Access, head: &AtomicUsize, magazine: Owned, depth: u32) -> Result<(), Owned> {
+fn list_push(access: &impl Access, head: &AtomicUsize, magazine: Owned, depth: u16) -> Result<(), Owned> {
     // Another thread of this vCPU may come in between, now and then; three times in a row is its turn to be served.
     for _ in 0..3 {
         let expect = head.load(Ordering::Relaxed);
         // The head may be taken by another thread meanwhile, and then its depth is somebody else's: a hint.
-        let deeper = depth_of(expect) + 1;
+        let deeper = depth_of_list(expect).saturating_add(1);
         if deeper > depth {
             break;
         }
@@ -351,14 +412,17 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
     magazine.prepare(class_index, capacity(class_index));
     magazine.push(block);
-    match access.replace(bin, top, magazine.top()) {
-        Ok(()) => {
-            shard.exchanges.fetch_add(1, Ordering::Relaxed);
-            let _ = magazine.into_address();
-            retire(access, top);
-            Visit::Done(())
+    let installed = if may_extend(access, bin, top) {
+        extend(access, bin, top, magazine)
+    } else {
+        if top != NONE {
+            miss(class_index);
         }
-        Err(miss) => {
+        install(access, bin, top, magazine)
+    };
+    match installed {
+        Ok(()) => Visit::Done(()),
+        Err((miss, mut magazine)) => {
             magazine.pop();
             stash_empty(access, magazine);
             miss.into()
@@ -378,16 +442,13 @@ pub(crate) struct Usage {
 impl Shard {
     /// What the shard holds, exact while nobody uses it.
     pub(crate) fn usage(&self) -> Usage {
-        let loaded: usize = self
-            .tops
-            .iter()
-            .enumerate()
-            .map(|(bin, top)| magazine::count_of(top.load(Ordering::Relaxed)) * class(class_of_bin(bin)).size as usize)
-            .sum();
-        Usage {
-            cached: loaded + (self.cached.load(Ordering::Relaxed) as isize).max(0) as usize,
-            exchanges: self.exchanges.load(Ordering::Relaxed),
+        let mut cached = 0;
+        for (bin, top) in self.tops.iter().enumerate() {
+            let size = class(class_of_bin(bin)).size as usize;
+            let count = |top| cached += magazine::count_of(top) * size;
+            magazine::for_each_of_chain(top.load(Ordering::Relaxed), count);
         }
+        Usage { cached, exchanges: self.exchanges.load(Ordering::Relaxed) }
     }
 }
 

@@ -14,9 +14,12 @@
 //! plain store overwrites what we put there, and the last step sees it; or it is aborted. A section that starts after the
 //! exchange finds no magazine, so it goes to the slow path, which looks at the seal inside its section. Sections with
 //! the seal unseen have ended at fence 1, so after it no header changes by a replacement, and after fence 2 a header
-//! without a magazine stays so until we unseal. Slow paths never take a magazine away without putting another in its
-//! place (`drain_own` does, under the drainer's lock), so a header can be without by nobody's hand but ours. One fence
-//! serves all shards of a batch.
+//! without a magazine stays so until we unseal. A slow path that takes a magazine away without putting another in its place
+//! has to see the seal, too (`drain_own` does not, but has the drainer's lock), so a header that loses its magazine between
+//! the fences loses it by our hand. One fence serves all shards of a batch.
+//!
+//! A magazine comes with its chain. Sections that follow one write the way back into the neighbour that they move to;
+//! one that is aborted after that has changed nothing that is read, and fence 2 ends it before the drainer looks.
 //!
 //! With a single fence the exchange and a commit in flight race: the drainer would take a magazine that a section still
 //! owns. A first fence that fails ends the drain before anything was changed. A second one that fails, which takes a
@@ -66,9 +69,9 @@ pub(crate) trait Place {
 
 /// What a drain hands over.
 pub(crate) enum Taken {
-    /// The head of a list: the whole chain belongs to the drainer.
+    /// The head of a list, which belongs to the drainer.
     List(usize),
-    /// The top of a magazine that belongs to the drainer.
+    /// The top of a magazine that belongs to the drainer, with its whole chain.
     Top(usize),
 }
 

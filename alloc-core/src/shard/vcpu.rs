@@ -5,7 +5,7 @@
 //! whatever vCPU they run on, as the fast path does.
 
 use super::protocol::Place;
-use super::{Access, Miss, Shard, displacement, gate};
+use super::{Access, Miss, STACK, Shard, displacement, gate, take_chain};
 use crate::magazine::{LINK, List, NONE, Owned, topmost};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
@@ -55,9 +55,8 @@ impl OnVcpu {
     }
 }
 
-/// `pop` and `push` of the table behind the gate report an empty or full stack also while the shard is sealed; that
-/// is no reason to bypass it yet.
-fn retried(outcome: Outcome) -> Miss {
+/// What a `pop` or `push` says that failed, on whatever vCPU. That the shard is sealed is no reason to bypass it yet.
+fn on_any_vcpu(outcome: Outcome) -> Miss {
     if outcome == Outcome::GaveUp { gave_up() } else { Miss::Differs }
 }
 
@@ -68,19 +67,34 @@ impl Access for OnVcpu {
 
     fn pop(&self, bin: usize) -> Result<usize, Miss> {
         // SAFETY: the displacement is that of a header; magazines stay mapped.
-        let block = unsafe { gate::SHARDS.retry_pop(displacement(bin)) };
-        block.map(|block| block.expose_provenance()).map_err(retried)
+        let block = unsafe { gate::SHARDS.pop_chained(displacement(bin)) };
+        block.map(|block| block.expose_provenance()).map_err(on_any_vcpu)
     }
 
     fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
         // SAFETY: as for `pop`; blocks are addresses of user memory, not 0.
-        unsafe { gate::SHARDS.retry_push(displacement(bin), block) }.map_err(retried)
+        match unsafe { gate::SHARDS.push_chained(displacement(bin), block) } {
+            Outcome::Committed => Ok(()),
+            outcome => Err(on_any_vcpu(outcome)),
+        }
     }
 
     fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
         let header = self.shard.top(bin).as_ptr();
         // SAFETY: header and seal belong to the shard of `id`; `new` is the top of a magazine that the caller owns.
         self.done(unsafe { self.vcpu.replace(self.id, header, expect, self.shard.seal.as_ptr(), new) })
+    }
+
+    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let (header, seal) = (self.shard.top(bin).as_ptr(), self.shard.seal.as_ptr());
+        // SAFETY: as in `replace`; tops lead to magazines, which have the words of chains.
+        self.done(unsafe { self.vcpu.exchange::<STACK>(self.id, header, expect, seal, new) })
+    }
+
+    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let (header, seal) = (self.shard.top(bin).as_ptr(), self.shard.seal.as_ptr());
+        // SAFETY: as in `exchange`; the caller has seen that `expect` is the end of a full magazine.
+        self.done(unsafe { self.vcpu.extend::<STACK>(self.id, header, expect, seal, new) })
     }
 
     fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
@@ -116,13 +130,12 @@ pub(super) fn drain_own(list: &mut List) {
         // SAFETY: the header belongs to the shard of `id`; it may hold no magazine.
         let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, NONE) };
         if old != NONE && outcome.committed() {
-            // SAFETY: the commit gave us the magazine.
-            list.push(unsafe { Owned::from_top(old) });
+            // SAFETY: the commit gave us the chain.
+            unsafe { take_chain(own.shard, old, list) };
         }
     }
     for head in own.shard.lists() {
         while let Ok(magazine) = own.list_pop(head) {
-            own.shard.cached.fetch_sub(magazine.bytes(), Ordering::Relaxed);
             list.push(magazine);
         }
     }

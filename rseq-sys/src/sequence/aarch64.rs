@@ -7,7 +7,7 @@
 //! Ordering: a section and whoever ran on this vCPU before are ordered by the scheduler, a section and a remote drainer
 //! by membarrier. Nothing here needs acquire or release instructions.
 
-use super::{ABORTS, Attempt};
+use super::{ABORTS, Attempt, EMPTY, FULL};
 use core::arch::asm;
 
 /// Descriptor, arming store and start of the section. `off` becomes the address of the area.
@@ -468,4 +468,166 @@ pub(super) unsafe fn compare_load_store(
         );
     }
     (Attempt::from_status(status), p)
+}
+
+/// See [`super::Stacks::pop_chained`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline]
+pub(super) unsafe fn pop_chained<const SHIFT: u32, const STACK: usize>(g: *const usize, x: usize) -> (Attempt, usize) {
+    let (status, p): (usize, usize);
+    // SAFETY: as in `pop`; the words that neighbours are named in, and the slots of neighbours, are valid by contract.
+    unsafe {
+        asm!(
+            enter!("ldr {t}, [{g}]"),
+            header!(),
+            "cbz {t}, 6f",
+            "ldur {p}, [{t}, #-8]",
+            "cbnz {p}, 20f",
+            "sub {n}, {t}, #8",
+            "and {n}, {n}, #{mask}",
+            "ldr {p}, [{n}, #{full}]",
+            "cbz {p}, 6f",
+            "sub {n}, {p}, #8",
+            "and {n}, {n}, #{mask}",
+            "str {t}, [{n}, #{empty}]", // read only from a header above it
+            "mov {t}, {p}",
+            "ldur {p}, [{t}, #-8]",
+            "20:",
+            "sub {t}, {t}, #8",
+            "str {t}, [{id}]", // commit
+            leave!(),
+            g = in(reg) g,
+            x = in(reg) x,
+            off = out(reg) _,
+            t = out(reg) status,
+            id = out(reg) _,
+            s = out(reg) _,
+            n = out(reg) _,
+            p = out(reg) p,
+            shift = const SHIFT,
+            mask = const !(STACK as u64 - 1),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    (Attempt::from_status(status), p)
+}
+
+/// See [`super::Stacks::push_chained`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline]
+pub(super) unsafe fn push_chained<const SHIFT: u32, const STACK: usize>(
+    g: *const usize,
+    x: usize,
+    p: usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: as in `pop_chained`.
+    unsafe {
+        asm!(
+            enter!("ldr {t}, [{g}]"),
+            header!(),
+            "cbz {t}, 6f",
+            "ldur {off}, [{t}, #-8]",
+            "cmp {off}, {p}",
+            "b.eq 6f",
+            "tst {t}, #{last}",
+            "b.ne 20f",
+            "sub {n}, {t}, #8",
+            "and {n}, {n}, #{mask}",
+            "ldr {off}, [{n}, #{empty}]",
+            "cbz {off}, 6f",
+            "sub {n}, {off}, #8",
+            "and {n}, {n}, #{mask}",
+            "str {t}, [{n}, #{full}]", // read only from a header below it
+            "mov {t}, {off}",
+            "20:",
+            "str {p}, [{t}], #8",
+            "str {t}, [{id}]", // commit
+            leave!(),
+            g = in(reg) g,
+            x = in(reg) x,
+            p = in(reg) p,
+            off = out(reg) _,
+            t = out(reg) status,
+            id = out(reg) _,
+            s = out(reg) _,
+            n = out(reg) _,
+            shift = const SHIFT,
+            last = const STACK - 1,
+            mask = const !(STACK as u64 - 1),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::exchange`] and [`super::Vcpu::extend`]: the stack of `new` gets the word at `full` for its full
+/// neighbour and the empty neighbour of `expect`.
+///
+/// # Safety
+/// Their contract holds; `full` is a valid word.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn replace_chained<const STACK: usize>(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    expect: usize,
+    seal: *const usize,
+    new: usize,
+    full: *const usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area and words of the stack that is replaced, writes words of the new one and the header, all
+    // valid by contract.
+    unsafe {
+        asm!(
+            enter!("mov {t}, {delta}"),
+            same_vcpu!(),
+            "ldr {t}, [{seal}]",
+            "cbnz {t}, 6f",
+            "ldr {t}, [{v}]",
+            "cmp {t}, {expect}",
+            "b.ne 6f",
+            "sub {n}, {new}, #8",
+            "and {n}, {n}, #{mask}",
+            "ldr {off}, [{from}]",
+            "str {off}, [{n}, #{full}]",
+            "sub {t}, {expect}, #8",
+            "and {t}, {t}, #{mask}",
+            "ldr {off}, [{t}, #{empty}]",
+            "str {off}, [{n}, #{empty}]",
+            "str {new}, [{v}]", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            expect = in(reg) expect,
+            seal = in(reg) seal,
+            new = in(reg) new,
+            from = in(reg) full,
+            off = out(reg) _,
+            t = out(reg) status,
+            s = out(reg) _,
+            n = out(reg) _,
+            mask = const !(STACK as u64 - 1),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
 }

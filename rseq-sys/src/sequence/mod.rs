@@ -20,8 +20,9 @@
 //! 1. Before the arming store: no data and no id was read, only the table's distance to the area. What it leads to
 //!    instead, before the table is open and after it is closed, are ids of all ones. The section starts with the
 //!    instruction right after that store, so there is no instruction that has read the id and is not covered.
-//! 2. Between start and the commit: reads only, except for the slot after the top of a stack that `push` fills, which
-//!    nobody reads before the top has moved over it. The abort handler does not look at any register of the
+//! 2. Between start and the commit: reads only, except for words that nobody reads before the commit: the slot after the
+//!    top of a stack that `push` fills, and in a chain of stacks (see [`Stacks`]) the way back that is noted in the
+//!    stack that a header is about to move to. The abort handler does not look at any register of the
 //!    section; the inputs are in registers that the section does not write, or in the table, so a retry starts from
 //!    the same inputs.
 //! 3. After the commit: the section is over. `rseq_cs` stays set; the kernel clears it when it next looks and finds
@@ -322,6 +323,23 @@ impl Vcpu {
 /// stack, but an end that the address tells; and no table from ids to headers, whose load would also come before all
 /// others.
 ///
+/// # Chains
+///
+/// A header may own more than one stack: the one it points into, full ones to go on to when that is empty, and empty ones
+/// for when it is full. [`Stacks::pop_chained`] and [`Stacks::push_chained`] follow them, by one sequence and with no
+/// other write than the way back, so that a burst that overflows a stack costs as much as an operation and a call. They are
+/// meant for the slow path of whoever inlines the plain ones. [`Vcpu::extend`] and [`Vcpu::exchange`] put in new stacks.
+///
+/// ```text
+///   full <--- full <--- in use ---> empty ---> empty        at FULL: top of the next full stack, at EMPTY: of the next
+///     0                                            0                 empty one; 0 for none
+/// ```
+///
+/// Each stack of a chain begins at a multiple of `STACK` with a word that is its owner's, the word [`FULL`] and the
+/// word [`EMPTY`]. What counts is the way from the header: along `FULL` and `EMPTY` in turn from the stack in use, along
+/// `FULL` from a full one, along `EMPTY` from an empty one. The other word of those is old, and is written by the
+/// section that comes from there, before its commit; so nothing is read that such a section left behind when it was cut.
+///
 /// The fields are read by the assembly, so their order is fixed. Before [`Stacks::open`] the id is read from a word of
 /// this crate's own thread-local block that holds all ones, so a table in a `static` may be used before any set-up.
 #[repr(C)]
@@ -331,6 +349,11 @@ pub struct Stacks<const SHIFT: u32, const STACK: usize> {
     id_offset: AtomicUsize,
     base: AtomicPtr<u8>,
 }
+
+/// Offset in a stack of a chain: where the top of its full neighbour stands.
+pub const FULL: usize = 8;
+/// Offset in a stack of a chain: where the top of its empty neighbour stands.
+pub const EMPTY: usize = 16;
 
 /// Room on either side of where headers are looked for before a table is open.
 const MARGIN: usize = 1 << 13;
@@ -543,7 +566,104 @@ impl<const SHIFT: u32, const STACK: usize> Stacks<SHIFT, STACK> {
     }
 }
 
+/// For stacks in chains.
+impl<const SHIFT: u32, const STACK: usize> Stacks<SHIFT, STACK> {
+    /// Takes the topmost pointer of the current vCPU's chain at `displacement`; if the stack in use is empty, its full
+    /// neighbour is in use from then on.
+    ///
+    /// # Errors
+    /// [`Outcome::Differs`]: closed, or none has a pointer; [`Outcome::GaveUp`].
+    ///
+    /// # Safety
+    /// As for [`Stacks::pop`], and all stacks are in chains.
+    #[inline]
+    pub unsafe fn pop_chained(&self, displacement: usize) -> Result<*mut u8, Outcome> {
+        let mut taken = 0;
+        let outcome = bounded(|| {
+            // SAFETY: the contract of this function is that of the sequence.
+            let (attempt, p) =
+                unsafe { imp::pop_chained::<SHIFT, STACK>(core::ptr::from_ref(self).cast(), displacement) };
+            taken = p;
+            attempt
+        });
+        if outcome.committed() { Ok(core::ptr::with_exposed_provenance_mut(taken)) } else { Err(outcome) }
+    }
+
+    /// Puts `p` on the current vCPU's chain at `displacement`; if the stack in use is full, its empty neighbour is in use
+    /// from then on. [`Outcome::Differs`]: closed, all are full, or `p` is the topmost pointer of the stack in use.
+    ///
+    /// # Safety
+    /// As for [`Stacks::push`], and all stacks are in chains.
+    #[inline]
+    pub unsafe fn push_chained(&self, displacement: usize, p: usize) -> Outcome {
+        // SAFETY: the contract of this function is that of the sequence.
+        bounded(|| unsafe { imp::push_chained::<SHIFT, STACK>(core::ptr::from_ref(self).cast(), displacement, p) })
+    }
+}
+
 impl Vcpu {
+    /// Replaces the stack in use of a chain by another one, which takes over its neighbours. Afterwards the old stack
+    /// belongs to the caller alone, for the reasons given at [`Vcpu::replace`].
+    ///
+    /// # Safety
+    /// As for [`Vcpu::replace`]; `expect` and `new` are tops of stacks as they are in chains.
+    #[inline]
+    pub unsafe fn exchange<const STACK: usize>(
+        self,
+        id: u32,
+        header: *mut usize,
+        expect: usize,
+        seal: *const usize,
+        new: usize,
+    ) -> Outcome {
+        let full = core::ptr::with_exposed_provenance(((expect - size_of::<usize>()) & !(STACK - 1)) + FULL);
+        // SAFETY: the contract of this function; the stack of `expect` has that word.
+        unsafe { self.replace_chained::<STACK>(id, header, expect, seal, new, full) }
+    }
+
+    /// Puts another stack in use, in front of the one that was, which is full and becomes its full neighbour.
+    ///
+    /// # Safety
+    /// As for [`Vcpu::exchange`]; `expect` is the top of a full stack.
+    #[inline]
+    pub unsafe fn extend<const STACK: usize>(
+        self,
+        id: u32,
+        header: *mut usize,
+        expect: usize,
+        seal: *const usize,
+        new: usize,
+    ) -> Outcome {
+        // SAFETY: the contract of this function.
+        unsafe { self.replace_chained::<STACK>(id, header, expect, seal, new, &raw const expect) }
+    }
+
+    /// See [`Vcpu::exchange`] and [`Vcpu::extend`].
+    ///
+    /// # Safety
+    /// As there; `full` is a word that holds the new stack's full neighbour.
+    #[inline]
+    unsafe fn replace_chained<const STACK: usize>(
+        self,
+        id: u32,
+        header: *mut usize,
+        expect: usize,
+        seal: *const usize,
+        new: usize,
+        full: *const usize,
+    ) -> Outcome {
+        #[cfg(rseq_fault = "replace_blind")]
+        // SAFETY: the header is a valid word.
+        let expect = {
+            let _ = expect;
+            unsafe { header.read_volatile() }
+        };
+        // SAFETY: the contract of this function.
+        bounded(|| unsafe {
+            imp::replace_chained::<STACK>(self.own_delta, self.id_offset, id, header, expect, seal, new, full)
+        })
+    }
+
     /// Replaces the stack of a header: if the thread runs on vCPU `id`, `*header` is still `expect` and `*seal` is 0,
     /// stores `new`. Afterwards the old stack belongs to the caller alone.
     ///

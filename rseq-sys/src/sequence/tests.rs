@@ -142,6 +142,157 @@ fn stacks_portable() {
     stack_contract(portable::pop::<SHIFT>, portable::push::<SHIFT, STACK>);
 }
 
+/// What a chain consists of: a header and its stacks, of which the first `used` are in it.
+struct Chain {
+    stacks: std::vec::Vec<Stack>,
+    used: usize,
+}
+
+/// The sequences of a chain, in one of their forms, on the header of the calling thread.
+trait Chained {
+    fn header(&self) -> *mut usize;
+    fn pop(&self) -> Option<usize>;
+    fn push(&self, p: usize) -> bool;
+    /// [`Vcpu::extend`] or [`Vcpu::exchange`].
+    fn replace(&self, expect: usize, new: usize, extend: bool) -> bool;
+}
+
+/// Any operations on a chain that grows to four stacks agree with a vector.
+fn chain_contract(on: &impl Chained) {
+    let mut random = 1u32;
+    let mut below = |n: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) % n
+    };
+    let mut chain = Chain { stacks: core::iter::repeat_with(Stack::empty).take(5).collect(), used: 1 };
+    for stack in &mut chain.stacks {
+        stack.0[..3].copy_from_slice(&[7, 0, 0]);
+    }
+    // SAFETY: headers and stacks live to the end, and only this thread uses them.
+    unsafe {
+        assert!(on.pop().is_none() && !on.push(100), "no chain");
+        on.header().write_volatile(chain.stacks[0].top());
+        let mut model = std::vec::Vec::new();
+        // Long runs in either direction, so that every stack is filled and emptied again and again.
+        for step in 0..2000 {
+            let (pushes, length) = (below(2) == 0, below(12));
+            for p in (0..length).map(|i| 1000 * (step + 1) + i as usize) {
+                if !pushes {
+                    assert_eq!(on.pop(), model.pop());
+                } else if on.push(p) {
+                    model.push(p);
+                } else if chain.used < 4 {
+                    assert_eq!(model.len(), chain.used * SLOTS);
+                    // Full: the next one in front.
+                    let (top, new) = (on.header().read_volatile(), chain.stacks[chain.used].top());
+                    assert!(!on.replace(top + 8, new, true), "another top");
+                    assert!(on.replace(top, new, true));
+                    chain.used += 1;
+                    assert!(on.push(p));
+                    model.push(p);
+                } else {
+                    assert_eq!(model.len(), chain.used * SLOTS);
+                }
+            }
+            if let Some(&p) = model.last()
+                && model.len() % SLOTS != 0
+            {
+                assert!(!on.push(p), "twice in a row");
+            }
+        }
+        while let Some(p) = model.pop() {
+            assert_eq!(on.pop(), Some(p));
+        }
+        assert!(on.pop().is_none(), "all are empty");
+        // Another one in the place of the last, with a pointer in it; the three above stay.
+        let fresh = chain.stacks[4].top();
+        core::ptr::with_exposed_provenance_mut::<usize>(fresh).write_volatile(5);
+        let top = on.header().read_volatile();
+        assert!(on.replace(top, fresh + 8, false));
+        assert_eq!((on.pop(), on.pop()), (Some(5), None));
+        for p in 0..4 * SLOTS {
+            assert!(on.push(p + 1));
+        }
+        assert!(!on.push(1000), "all are full");
+        for p in (0..4 * SLOTS).rev() {
+            assert_eq!(on.pop(), Some(p + 1));
+        }
+    }
+    for stack in &chain.stacks {
+        assert_eq!((stack.0[0], stack.0[Stack::FIRST - 1]), (7, 0), "the owner's word and the sentinel stand");
+    }
+}
+
+struct InAssembly {
+    fixture: Fixture,
+    vcpu: Vcpu,
+    id: u32,
+}
+
+impl Chained for InAssembly {
+    fn header(&self) -> *mut usize {
+        core::ptr::from_ref(&self.fixture.shards[2 + self.id as usize][AT >> 3]).cast_mut()
+    }
+    fn pop(&self) -> Option<usize> {
+        // SAFETY: as in `chain_contract`.
+        unsafe { self.fixture.table.pop_chained(AT) }.ok().map(|p| p.addr())
+    }
+    fn push(&self, p: usize) -> bool {
+        // SAFETY: as in `chain_contract`.
+        unsafe { self.fixture.table.push_chained(AT, p) }.committed()
+    }
+    fn replace(&self, expect: usize, new: usize, extend: bool) -> bool {
+        let (id, header) = (self.id, self.header());
+        // SAFETY: as in `chain_contract`.
+        unsafe {
+            let other = if extend { Vcpu::extend::<STACK> } else { Vcpu::exchange::<STACK> };
+            assert_eq!(other(self.vcpu, id, header, expect, &1, new), Outcome::Differs, "sealed");
+            assert_eq!(other(self.vcpu, id + 1_000_000, header, expect, &0, new), Outcome::Moved);
+            other(self.vcpu, id, header, expect, &0, new).committed()
+        }
+    }
+}
+
+#[test]
+fn chains_in_assembly() {
+    let Ok(mode) = registration::mode() else { return };
+    if registration::ensure_thread().is_err() {
+        return;
+    }
+    stay();
+    // By CPU, whose number stays while the thread is kept there.
+    let vcpu = Vcpu::new(&mode, crate::IndexKind::CpuId);
+    let mut fixture = Fixture { vcpu: Some(vcpu), ..Fixture::new() };
+    fixture.open();
+    let id = vcpu.id();
+    chain_contract(&InAssembly { fixture, vcpu, id });
+}
+
+struct Plain(core::cell::Cell<usize>);
+
+impl Chained for Plain {
+    fn header(&self) -> *mut usize {
+        self.0.as_ptr()
+    }
+    fn pop(&self) -> Option<usize> {
+        // SAFETY: as in `chain_contract`.
+        Some(unsafe { portable::pop_chained_plain::<STACK>(self.0.as_ptr()) }).filter(|&p| p != 0)
+    }
+    fn push(&self, p: usize) -> bool {
+        // SAFETY: as in `chain_contract`.
+        unsafe { portable::push_chained_plain::<STACK>(self.0.as_ptr(), p) }
+    }
+    fn replace(&self, expect: usize, new: usize, extend: bool) -> bool {
+        // SAFETY: as in `chain_contract`.
+        unsafe { portable::replace_chained_plain::<STACK>(self.0.as_ptr(), expect, new, extend) }
+    }
+}
+
+#[test]
+fn chains_portable() {
+    chain_contract(&Plain(core::cell::Cell::new(0)));
+}
+
 #[test]
 fn no_stack_is_empty_and_full() {
     let mut header = 0;

@@ -1,7 +1,7 @@
 //! Commit sequences for x86-64.
 //!
 //! Every block is numbered alike: 2 is the start, 3 the end of the section, 4 the abort handler, 5 to 8 the ways out
-//! beside it, 9 the descriptor. The
+//! beside it, 9 the descriptor, 20 a place inside the section. The
 //! labels are numeric because the compiler may copy a block that it inlines; each copy has its own descriptor, handler
 //! and section. Handlers stand in a section of their own with the signature in front, encoded as the displacement of a
 //! `ud1`, so that a disassembler stays in step. The descriptors hold addresses that a position-independent object
@@ -10,7 +10,7 @@
 //! Operands: all inputs are in registers that the section leaves alone, so they survive an abort. What it writes is
 //! declared `out`, never `lateout`, so that the compiler does not share those registers with inputs.
 
-use super::{ABORTS, Attempt};
+use super::{ABORTS, Attempt, EMPTY, FULL};
 use core::arch::asm;
 
 /// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t`
@@ -537,4 +537,167 @@ pub(super) unsafe fn compare_load_store(
         );
     }
     (Attempt::from_status(status), p)
+}
+
+/// See [`super::Stacks::pop_chained`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline]
+pub(super) unsafe fn pop_chained<const SHIFT: u32, const STACK: usize>(g: *const usize, x: usize) -> (Attempt, usize) {
+    let (status, p): (usize, usize);
+    // SAFETY: as in `pop`; the words that neighbours are named in, and the slots of neighbours, are valid by contract.
+    unsafe {
+        asm!(
+            crate::__rseq_enter!("qword ptr [{g}]"),
+            crate::__rseq_header!("{g}"),
+            "test {t}, {t}",
+            "jz 6f",
+            "mov {p}, qword ptr [{t} - 8]",
+            "test {p}, {p}",
+            "jnz 20f",
+            "lea {n}, [{t} - 8]",
+            "and {n}, {mask}",
+            "mov {p}, qword ptr [{n} + {full}]",
+            "test {p}, {p}",
+            "jz 6f",
+            "lea {n}, [{p} - 8]",
+            "and {n}, {mask}",
+            "mov qword ptr [{n} + {empty}], {t}", // read only from a header above it
+            "mov {t}, {p}",
+            "mov {p}, qword ptr [{t} - 8]",
+            "20:",
+            "sub {t}, 8",
+            "mov qword ptr [{id}], {t}", // commit
+            leave!(),
+            g = in(reg) g,
+            x = in(reg) x,
+            off = out(reg) _,
+            t = out(reg) status,
+            id = out(reg) _,
+            n = out(reg) _,
+            p = out(reg) p,
+            shift = const SHIFT,
+            mask = const -(STACK as i32),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    (Attempt::from_status(status), p)
+}
+
+/// See [`super::Stacks::push_chained`].
+///
+/// # Safety
+/// `g` is a [`super::Stacks`]; its contract holds.
+#[inline]
+pub(super) unsafe fn push_chained<const SHIFT: u32, const STACK: usize>(
+    g: *const usize,
+    x: usize,
+    p: usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: as in `pop_chained`.
+    unsafe {
+        asm!(
+            crate::__rseq_enter!("qword ptr [{g}]"),
+            crate::__rseq_header!("{g}"),
+            "test {t}, {t}",
+            "jz 6f",
+            "cmp qword ptr [{t} - 8], {p}",
+            "je 6f",
+            "test {t:e}, {last}",
+            "jnz 20f",
+            "lea {n}, [{t} - 8]",
+            "and {n}, {mask}",
+            "mov {off}, qword ptr [{n} + {empty}]",
+            "test {off}, {off}",
+            "jz 6f",
+            "lea {n}, [{off} - 8]",
+            "and {n}, {mask}",
+            "mov qword ptr [{n} + {full}], {t}", // read only from a header below it
+            "mov {t}, {off}",
+            "20:",
+            "mov qword ptr [{t}], {p}",
+            "add {t}, 8",
+            "mov qword ptr [{id}], {t}", // commit
+            leave!(),
+            g = in(reg) g,
+            x = in(reg) x,
+            p = in(reg) p,
+            off = out(reg) _,
+            t = out(reg) status,
+            id = out(reg) _,
+            n = out(reg) _,
+            shift = const SHIFT,
+            last = const STACK - 1,
+            mask = const -(STACK as i32),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
+}
+
+/// See [`super::Vcpu::exchange`] and [`super::Vcpu::extend`]: the stack of `new` gets the word at `full` for its full
+/// neighbour and the empty neighbour of `expect`.
+///
+/// # Safety
+/// Their contract holds; `full` is a valid word.
+#[expect(clippy::too_many_arguments, reason = "the operands of one sequence, each in a register")]
+#[inline]
+pub(super) unsafe fn replace_chained<const STACK: usize>(
+    own_delta: isize,
+    id_offset: usize,
+    id: u32,
+    v: *mut usize,
+    expect: usize,
+    seal: *const usize,
+    new: usize,
+    full: *const usize,
+) -> Attempt {
+    let status: usize;
+    // SAFETY: reads the area and words of the stack that is replaced, writes words of the new one and the header, all
+    // valid by contract.
+    unsafe {
+        asm!(
+            crate::__rseq_enter!("{delta}"),
+            same_vcpu!(),
+            "cmp qword ptr [{seal}], 0",
+            "jne 6f",
+            "cmp qword ptr [{v}], {expect}",
+            "jne 6f",
+            "lea {n}, [{new} - 8]",
+            "and {n}, {mask}",
+            "mov {off}, qword ptr [{from}]",
+            "mov qword ptr [{n} + {full}], {off}",
+            "lea {t}, [{expect} - 8]",
+            "and {t}, {mask}",
+            "mov {off}, qword ptr [{t} + {empty}]",
+            "mov qword ptr [{n} + {empty}], {off}",
+            "mov qword ptr [{v}], {new}", // commit
+            leave!(),
+            delta = in(reg) own_delta,
+            field = in(reg) id_offset,
+            id = in(reg) id,
+            v = in(reg) v,
+            expect = in(reg) expect,
+            seal = in(reg) seal,
+            new = in(reg) new,
+            from = in(reg) full,
+            off = out(reg) _,
+            t = out(reg) status,
+            n = out(reg) _,
+            mask = const -(STACK as i32),
+            full = const FULL,
+            empty = const EMPTY,
+            aborts = sym ABORTS,
+            options(nostack)
+        );
+    }
+    Attempt::from_status(status)
 }

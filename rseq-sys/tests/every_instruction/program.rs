@@ -3,7 +3,7 @@
 //! on one CPU, so while the second one runs the first one does not.
 
 use crate::affinity::{allowed_cpus, ids, pin};
-use crate::model::{Answer, Disturbance, Memory, OPERATIONS, SHIFT, STACK, State, Step};
+use crate::model::{Answer, Disturbance, Memory, OPERATIONS, SHIFT, STACK, State, Step, Which, displacement};
 use rseq_sys::sequence::{Outcome, Stacks, Vcpu, aborts};
 use rseq_sys::{IndexKind, Mode, ensure_thread, mode};
 use std::sync::OnceLock;
@@ -254,6 +254,10 @@ impl World {
             Step::Add(n) => add(self.vcpu, id, m, n),
             Step::LoadStore => load_store(self.vcpu, id, m),
             Step::CompareLoadStore(expect2) => compare_load_store(self.vcpu, id, m, expect2),
+            Step::PopChained(which) => pop_chained(which),
+            Step::PushChained(which, p) => push_chained(which, p),
+            Step::Exchange => exchange(self.vcpu, id, m),
+            Step::Extend => extend(self.vcpu, id, m),
             Step::Link(node) => link(self.vcpu, id, m, node),
             Step::Seal(n) => {
                 m.seal.store(n, Ordering::SeqCst);
@@ -352,6 +356,34 @@ fn load_store(vcpu: Vcpu, id: u32, m: &Memory) -> Answer {
 fn compare_load_store(vcpu: Vcpu, id: u32, m: &Memory, expect2: usize) -> Answer {
     // SAFETY: as above, and a word of this id.
     took_node(m, unsafe { vcpu.compare_load_store(id, m.head.as_ptr(), 0, 0, m.seal.as_ptr(), expect2) })
+}
+
+#[inline(never)]
+fn pop_chained(which: Which) -> Answer {
+    // SAFETY: the headers of chains are there.
+    unsafe { TABLE.pop_chained(displacement(which)) }.map_or_else(Answer::Not, |p| Answer::Took(p.addr()))
+}
+
+#[inline(never)]
+fn push_chained(which: Which, p: usize) -> Answer {
+    // SAFETY: as above; p is not 0.
+    did(unsafe { TABLE.push_chained(displacement(which), p) })
+}
+
+#[inline(never)]
+fn exchange(vcpu: Vcpu, id: u32, m: &Memory) -> Answer {
+    let (expect, new) = m.tops_of_chain(Which::ToPop);
+    let header = m.chains[Which::ToPop as usize].as_ptr();
+    // SAFETY: the header of this id; the new stack is used by nobody else.
+    did(unsafe { vcpu.exchange::<STACK>(id, header, expect, m.seal.as_ptr(), new) })
+}
+
+#[inline(never)]
+fn extend(vcpu: Vcpu, id: u32, m: &Memory) -> Answer {
+    let (expect, new) = m.tops_of_chain(Which::ToPush);
+    let header = m.chains[Which::ToPush as usize].as_ptr();
+    // SAFETY: as in `exchange`; a stack with this top is full.
+    did(unsafe { vcpu.extend::<STACK>(id, header, expect, m.seal.as_ptr(), new) })
 }
 
 #[inline(never)]
