@@ -54,7 +54,7 @@ impl RseqAlloc {
         self
     }
 
-    /// For how many bytes of free blocks a vCPU has room beyond one magazine of each size: 8 MiB by default.
+    /// For how many bytes of free blocks a vCPU has room beyond one magazine of each size: 4 MiB by default.
     /// `RSEQ_ALLOC=budget=…` overrides it.
     pub const fn shard_budget(mut self, bytes: usize) -> Self {
         self.options.shard_budget = bytes;
