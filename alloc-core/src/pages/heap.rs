@@ -76,19 +76,20 @@ impl PageHeap {
         self.state().allocate(pages, align)
     }
 
-    /// Frees a run, or a part of one.
+    /// Frees a run, or a part of one. `returned`: which of the first 64 pages are with the OS already, in whole OS pages.
     ///
     /// # Safety
     ///
-    /// The pages came from this heap, are in use, and nobody uses them any more.
-    pub(crate) unsafe fn free(&self, addr: NonNull<u8>, pages: usize) {
+    /// The pages came from this heap, are in use, and nobody uses them any more. Those in `returned` are zero and not
+    /// resident.
+    pub(crate) unsafe fn free(&self, addr: NonNull<u8>, pages: usize, returned: u64) {
         let Some((page, start)) = descriptor(addr) else {
             debug_assert!(false, "pages freed that no heap owns");
             return;
         };
         let mut state = self.state();
         // SAFETY: the map's descriptors are live, and the lock is held.
-        unsafe { state.update(page, |page| page.give(start, pages)) };
+        unsafe { state.update(page, |page| page.give(start, pages, returned)) };
         let interval = state.decay.interval_ms();
         if interval != NEVER && self.due.load(Ordering::Relaxed) == 0 {
             self.due.store(1, Ordering::Relaxed);
@@ -214,10 +215,11 @@ impl State {
         let (page, start) = self.find(pages, align)?;
         let os_pages = self.os_pages();
         // SAFETY: `find` returns live descriptors, and the lock is held.
-        let zeroed = unsafe { self.update(page, |page| page.take(start, pages, os_pages)) };
+        let (untouched, zeroed) =
+            unsafe { self.update(page, |page| (page.returned_from(start, pages), page.take(start, pages, os_pages))) };
         // SAFETY: as above.
         let base = unsafe { (*page).base() };
-        Some(Run { addr: NonNull::new(base.wrapping_add(start * PAGE))?, zeroed })
+        Some(Run { addr: NonNull::new(base.wrapping_add(start * PAGE))?, zeroed, untouched })
     }
 
     /// A huge page and the place in it where a run fits.

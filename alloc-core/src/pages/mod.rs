@@ -31,6 +31,7 @@ mod tests;
 use core::ptr::NonNull;
 
 use crate::size_class::{HUGE_SHIFT, PAGE_SHIFT};
+pub(crate) use decay::{Decay, NEVER};
 pub(crate) use heap::PageHeap;
 
 const PAGE: usize = 1 << PAGE_SHIFT;
@@ -47,6 +48,8 @@ pub(crate) struct Run {
     pub(crate) addr: NonNull<u8>,
     /// All bytes are known to be zero.
     pub(crate) zeroed: bool,
+    /// Which of the first 64 pages are not resident, as far as the heap knows.
+    pub(crate) untouched: u64,
 }
 
 /// What a page heap holds, in bytes unless said otherwise. `used_bytes + free_resident_bytes + returned_bytes ==
@@ -78,10 +81,11 @@ pub(crate) fn allocate(pages: usize, align_pages: usize) -> Option<Run> {
 ///
 /// # Safety
 ///
-/// The pages came from [`allocate`], are in use, and nobody uses them any more.
-pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize) {
+/// The pages came from [`allocate`], are in use, and nobody uses them any more. Those in `returned` are zero and not
+/// resident.
+pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize, returned: u64) {
     // SAFETY: passed on.
-    unsafe { HEAP.free(addr, pages) };
+    unsafe { HEAP.free(addr, pages, returned) };
 }
 
 /// [`PageHeap::extend`] for the heap of the process.

@@ -48,7 +48,7 @@ impl Model {
     }
 
     fn allocate(&mut self, pages: usize, align: usize) -> NonNull<u8> {
-        let Run { addr, zeroed } = self.heap.allocate(pages, align).unwrap();
+        let Run { addr, zeroed, .. } = self.heap.allocate(pages, align).unwrap();
         let start = addr.addr().get();
         assert_eq!(start % (align * PAGE), 0);
         assert_eq!(start / HUGE, (start + pages * PAGE - 1) / HUGE);
@@ -79,14 +79,14 @@ impl Model {
         self.check_contents(start);
         let (addr, pages, _) = self.runs.remove(&start).unwrap();
         // SAFETY: allocated here, and forgotten now.
-        unsafe { self.heap.free(addr, pages) };
+        unsafe { self.heap.free(addr, pages, 0) };
     }
 
     fn free_tail(&mut self, start: usize, keep: usize) {
         self.check_contents(start);
         let (addr, pages, mark) = self.runs[&start];
         // SAFETY: the tail of a run that was allocated here.
-        unsafe { self.heap.free(addr.add(keep * PAGE), pages - keep) };
+        unsafe { self.heap.free(addr.add(keep * PAGE), pages - keep, 0) };
         self.runs.insert(start, (addr, keep, mark));
     }
 
@@ -426,7 +426,7 @@ fn threads_share_the_heap() {
                         assert!(words(addr, pages).iter().step_by(64).all(|&word| word == mark));
                         words(addr, pages).fill(u64::MAX);
                         // SAFETY: this thread's run.
-                        unsafe { heap.free(addr, pages) };
+                        unsafe { heap.free(addr, pages, 0) };
                     }
                     match step % 64 {
                         0 => heap.tick(1000 + step),
@@ -436,7 +436,7 @@ fn threads_share_the_heap() {
                 }
                 for (addr, pages, _) in runs {
                     // SAFETY: this thread's run.
-                    unsafe { heap.free(addr, pages) };
+                    unsafe { heap.free(addr, pages, 0) };
                 }
             });
         }
@@ -507,7 +507,7 @@ fn a_child_of_fork_goes_on() {
     in_child(heap, || {
         let other = heap.allocate(10, 1);
         // SAFETY: the child has its own copy of everything.
-        unsafe { heap.free(run.addr, 10) };
+        unsafe { heap.free(run.addr, 10, 0) };
         heap.purge();
         heap.allocate(10, 1).is_some_and(|run| run.zeroed) && other.is_some()
     });
@@ -533,7 +533,7 @@ fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
         return false;
     };
     // SAFETY: allocated above.
-    unsafe { heap.free(last, PAGES) };
+    unsafe { heap.free(last, PAGES, 0) };
     if heap.allocate(PAGES, 1).is_none() || heap.allocate(1, 1).is_some() {
         return false;
     }
