@@ -199,10 +199,18 @@ impl BadFree {
     }
 }
 
+/// What the page heap keeps apart. Spans of many blocks seldom become free as a whole.
+fn kind(of: &Class) -> pages::Kind {
+    if of.blocks < DENSE { pages::Kind::Sparse } else { pages::Kind::Dense }
+}
+
+/// From so many blocks on a span counts as dense.
+const DENSE: u16 = 8;
+
 /// A span of fresh pages for `class`, registered in the map and in no list.
 fn new_span(class: usize, of: &Class, os_shift: u32) -> Option<NonNull<Span>> {
     let span = SPANS.get()?;
-    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages)) else {
+    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages), kind(of)) else {
         // SAFETY: it came from the pool and is ours.
         unsafe { SPANS.put(span) };
         return None;

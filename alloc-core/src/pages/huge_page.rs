@@ -12,6 +12,7 @@
 //!
 //! What it does not do: it knows no lists and no totals (see [`super::heap`]).
 
+use super::Kind;
 use super::bits::{Bits, PAGES, Range};
 use super::fit::BANDS;
 use super::list::Links;
@@ -28,6 +29,8 @@ pub(super) struct HugePage {
     longest: u16,
     /// Counts of the bits above, kept because they are asked for more often than they change.
     counts: PageCounts,
+    /// What the runs in it are for, by the first that was taken when all was free.
+    pub(super) kind: Kind,
     /// A release is under way: the huge page is in no list, and only frees and extensions touch it.
     pub(super) detached: bool,
     /// The decay epoch of the last free into it.
@@ -43,6 +46,8 @@ pub(super) struct Counts {
     pub(super) used: usize,
     pub(super) resident: usize,
     pub(super) returned: usize,
+    /// The part of `resident` in wholly free huge pages.
+    pub(super) whole: usize,
 }
 
 /// [`Counts`] of a single huge page, in less space.
@@ -78,6 +83,7 @@ impl HugePage {
             transit: Bits::NONE,
             longest: PAGES as u16,
             counts: PageCounts { used: 0, resident: 0, returned: PAGES as u16 },
+            kind: Kind::Dense,
             detached: false,
             stamp: 0,
         }
@@ -96,6 +102,7 @@ impl HugePage {
             used: self.counts.used.into(),
             resident: self.counts.resident.into(),
             returned: self.counts.returned.into(),
+            whole: if self.is_free() { self.counts.resident.into() } else { 0 },
         }
     }
 
