@@ -115,7 +115,8 @@ impl fmt::Display for Json<'_> {
             };
         }
         fields! {
-            allocated waste active resident metadata mapped counted large_mappings reserved returned huge_pages
+            allocated waste active resident metadata mapped counted large_mappings reserved returned returned_in_spans
+            huge_pages
             cached_shards cached_depot cached_central cached_pages cached_large shards arenas_used
             magazine_exchanges depot_exchanges depot_retries central_locks page_heap_locks refills flushes
             aborts give_ups bypasses drains arena_moves

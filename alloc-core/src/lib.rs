@@ -42,7 +42,7 @@
 //! # Layers, top to bottom
 //!
 //! `global` (the interface of Rust) and [`c`] (what a C interface is made of), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
-//! caches), `depot`, `central`, `magazine`, `decay`, `pages` and `large`, then `map` (address to page data), `meta`
+//! caches), `depot`, `decay`, `central`, `magazine`, `pages` and `large`, then `map` (address to page data), `meta`
 //! (memory for metadata), `limit` (what is counted and refused) and `os`. Nothing imports upwards.
 //!
 //! # Bad frees

@@ -150,10 +150,16 @@ impl Class {
     /// The block that `offset` bytes into a span lie in, if they are its start.
     #[inline]
     pub(crate) const fn index_of(&self, offset: usize) -> Option<usize> {
+        let index = self.quotient(offset);
+        if index * self.size as usize == offset && index < self.blocks as usize { Some(index) } else { None }
+    }
+
+    /// `offset / size`, for offsets up to the length of a span.
+    #[inline]
+    pub(crate) const fn quotient(&self, offset: usize) -> usize {
         // Offsets are below 2^21 and the rounding error of `magic` below 1, so the quotient is off by less than
         // 2^21 / 2^40 < 1 / size for all sizes with more than one block in a span.
-        let index = ((offset as u64 * self.magic) >> 40) as usize;
-        if index * self.size as usize == offset && index < self.blocks as usize { Some(index) } else { None }
+        ((offset as u64 * self.magic) >> 40) as usize
     }
 }
 
@@ -324,6 +330,7 @@ mod tests {
                     && offset / (class.size as usize) < class.blocks as usize)
                     .then(|| offset / class.size as usize);
                 assert_eq!(class.index_of(offset), expected);
+                assert!(class.blocks == 1 || class.quotient(offset) == offset / class.size as usize);
             }
         }
     }

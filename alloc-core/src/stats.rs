@@ -52,13 +52,15 @@ pub struct Stats {
     pub reserved: usize,
     /// Bytes of free pages that were given back to the operating system, or never touched.
     pub returned: usize,
+    /// Bytes of it inside spans that hold blocks.
+    pub returned_in_spans: usize,
     /// Huge pages (2 MiB of address space) that have been in use.
     pub huge_pages: usize,
     /// Free bytes in the magazines of vCPU shards and arenas.
     pub cached_shards: usize,
     /// Free bytes in the depot.
     pub cached_depot: usize,
-    /// Free bytes in spans, those without any block in use included.
+    /// Free bytes in spans, those without any block in use included; without what was given back.
     pub cached_central: usize,
     /// Free bytes in pages that were not given back.
     pub cached_pages: usize,
@@ -147,11 +149,13 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     Stats {
         mode,
         allocated: (central.out + large.served_bytes).saturating_sub(cached_shards + depot.cached),
-        // Blocks and what is left beside them fill the pages of spans; likewise mappings.
-        waste: central.active.saturating_sub(central.out + central.cached)
-            + large.live_bytes.saturating_sub(large.served_bytes),
-        active: central.active + large.live_bytes,
-        resident: pages.used_bytes + pages.free_resident_bytes + large.live_bytes + large.cached_bytes,
+        // Blocks, what is with the OS and what is left beside them fill the pages of spans; likewise mappings.
+        waste: central.behind + large.live_bytes.saturating_sub(large.served_bytes),
+        active: central.out + central.cached + central.behind + large.live_bytes,
+        resident: pages.used_bytes.saturating_sub(central.returned)
+            + pages.free_resident_bytes
+            + large.live_bytes
+            + large.cached_bytes,
         metadata,
         mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata,
         counted: limits.counted,
@@ -159,7 +163,8 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         hard_limit: limits.hard,
         large_mappings: large.mappings,
         reserved: pages.reserved,
-        returned: pages.returned_bytes,
+        returned: pages.returned_bytes + central.returned,
+        returned_in_spans: central.returned,
         huge_pages: pages.huge_pages,
         cached_shards,
         cached_depot: depot.cached,

@@ -9,9 +9,11 @@
 //! grew come back here, too, and go on to [`large`].
 //!
 //! The pages of a span are taken from and given to the page heap outside of the class lock, while the span is in no
-//! list and so known to nobody else.
+//! list and so known to nobody else. OS pages without a used block go back from spans in use, too: see [`sweep`].
 
+mod lists;
 mod span;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -19,29 +21,41 @@ use crate::fatal::{self, Seen};
 use crate::magazine::{CAPACITY, Owned};
 use crate::meta::Pool;
 use crate::os::futex::{Lock, Locked};
-use crate::size_class::{CLASS, CLASSES, Class, PAGE_SHIFT, class};
-use crate::{large, map, pages};
+use crate::size_class::{CLASS, CLASSES, Class, PAGE, PAGE_SHIFT, class};
+use crate::{large, limit, map, os, pages};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
-use span::{Span, Spans};
+use lists::{Ring, Spans};
+use span::{Pages, Span};
+pub(crate) use sweep::{return_pages, set_decay_ms, tick};
 
 /// The spans of one class and their sums.
 struct Central {
     spans: Spans,
+    /// All spans, if they have several blocks.
+    ring: Ring,
     /// Blocks that are in magazines or in the hands of the program.
     out: usize,
     /// Spans, full ones included.
     count: usize,
     /// Wholly free spans among them.
     idle: usize,
+    /// Resident OS pages that the last sweep saw wholly free, in number.
+    idle_pages: usize,
+    /// Bytes of OS pages that are with the OS, and those of them behind the last block of their span.
+    returned: usize,
+    returned_behind: usize,
     /// How often this lock was taken.
     locks: u64,
+    /// `log2` of the size of an OS page; 0: ask the system.
+    os_shift: u32,
 }
 
-static CENTRAL: [CachePadded<Locked<Central>>; CLASSES] =
-    [const { CachePadded::new(Locked::new(Central { spans: Spans::new(), out: 0, count: 0, idle: 0, locks: 0 })) };
-        CLASSES];
+/// By class.
+type Classes = [CachePadded<Locked<Central>>; CLASSES];
+
+static CENTRAL: Classes = [const { CachePadded::new(Locked::new(Central::new())) }; CLASSES];
 
 static SPANS: Pool<Span> = Pool::new();
 
@@ -56,25 +70,46 @@ fn with<R>(class: usize, f: impl FnOnce(&mut Central) -> R) -> R {
 }
 
 impl Central {
+    const fn new() -> Self {
+        Self {
+            spans: Spans::new(),
+            ring: Ring::new(),
+            out: 0,
+            count: 0,
+            idle: 0,
+            idle_pages: 0,
+            returned: 0,
+            returned_behind: 0,
+            locks: 0,
+            os_shift: 0,
+        }
+    }
+
+    fn os_shift(&self) -> u32 {
+        if self.os_shift == 0 { os::mapping::page_size().trailing_zeros() } else { self.os_shift }
+    }
+
     /// Takes up to `n` blocks, from the fullest span on, and gives each to `give`.
     fn take(&mut self, of: &Class, n: usize, mut give: impl FnMut(usize)) -> usize {
+        let os_shift = self.os_shift();
         let mut taken = 0;
         while taken < n {
-            let span = self.spans.fullest();
+            let span = self.spans.best();
             // SAFETY: spans in the lists are valid, and changed only under this lock.
             let Some(s) = (unsafe { span.as_mut() }) else { break };
-            let before = s.free();
-            if before == usize::from(of.blocks) {
-                self.idle = self.idle.saturating_sub(1);
+            let (before, was_idle) = (s.pages(), s.free() == usize::from(of.blocks));
+            // What is with the OS comes back with its blocks; how much of it is known afterwards.
+            let charged = if s.is_warm() { 0 } else { s.bytes_of(of, os_shift, before.returned).0 };
+            if charged > 0 && !limit::charge(charged) {
+                break;
             }
-            while taken < n
-                && let Some(block) = s.take(of)
-            {
-                give(block);
-                taken += 1;
-            }
-            // SAFETY: it was in a list, and `before` is the number of free blocks it was there with.
-            unsafe { self.spans.resort(span, before, of) };
+            let got = s.take(of, os_shift, n - taken, &mut give);
+            debug_assert!(got > 0, "a span in a list has room");
+            taken += got;
+            self.idle = self.idle.saturating_sub(usize::from(was_idle));
+            limit::release(charged - self.retotal(of, s, before));
+            // SAFETY: it is in a list.
+            unsafe { self.spans.resort(span, of) };
         }
         self.out += taken;
         taken
@@ -85,28 +120,73 @@ impl Central {
         // SAFETY: the map named this span for an address of this class; spans are type-stable.
         let s = unsafe { &mut *span.as_ptr() };
         let index = of.index_of(block.wrapping_sub(s.base)).ok_or(BadFree::OffGrid(block))?;
-        let before = s.free();
         if !s.put(index) {
             return Err(BadFree::Twice(block));
         }
         self.out -= 1;
-        let wholly_free = s.free() == usize::from(of.blocks);
-        // One idle span is kept where it holds several blocks, so that a count that swings around a multiple of its
-        // blocks does not go to the page heap each time.
-        if wholly_free && (self.idle >= 1 || of.blocks == 1) {
-            if before > 0 {
-                // SAFETY: it has had free blocks, so it is in a list.
-                unsafe { self.spans.remove(span.as_ptr()) };
-            }
-            self.count -= 1;
-            return Ok(Some(span));
-        }
-        if wholly_free {
+        if s.free() == usize::from(of.blocks) {
             self.idle += 1;
+            // One idle span is kept where it holds several blocks, so that a count that swings around a multiple of its
+            // blocks does not go to the page heap each time. What is on the way to the OS in part is the sweep's.
+            if (self.idle > 1 || of.blocks == 1) && !s.in_transit() {
+                self.forget(of, span);
+                return Ok(Some(span));
+            }
         }
-        // SAFETY: as for `remove` above.
-        unsafe { self.spans.resort(span.as_ptr(), before, of) };
+        if !s.stays() {
+            // SAFETY: a span in use has been added to the lists.
+            unsafe { self.spans.resort(span.as_ptr(), of) };
+        }
         Ok(None)
+    }
+
+    /// Adds a span that nobody else knows.
+    fn add(&mut self, of: &Class, span: NonNull<Span>) {
+        // SAFETY: the span is new, hence in no list, and ours.
+        let s = unsafe { &mut *span.as_ptr() };
+        self.count += 1;
+        self.idle += 1;
+        self.retotal(of, s, Pages::default());
+        // SAFETY: as above, and of this class.
+        unsafe { self.spans.add(span.as_ptr(), of) };
+        if of.blocks > 1 {
+            // SAFETY: as above.
+            unsafe { self.ring.add(span.as_ptr()) };
+        }
+    }
+
+    /// Takes a wholly free span out.
+    fn forget(&mut self, of: &Class, span: NonNull<Span>) {
+        // SAFETY: a span of this class, under its lock.
+        let s = unsafe { &mut *span.as_ptr() };
+        let (returned, behind) = s.bytes_of(of, self.os_shift(), s.pages().returned);
+        self.returned -= returned;
+        self.returned_behind -= behind;
+        self.idle_pages -= s.pages().idle.count_ones() as usize;
+        self.count -= 1;
+        self.idle = self.idle.saturating_sub(1);
+        // SAFETY: it has been added.
+        unsafe { self.spans.remove(span.as_ptr()) };
+        if of.blocks > 1 {
+            // SAFETY: it has been added.
+            unsafe { self.ring.remove(span.as_ptr()) };
+        }
+    }
+
+    /// Adjusts the sums after the pages of a span changed; and takes off the limits' count what went back. Returns the
+    /// bytes that came from the OS again.
+    fn retotal(&mut self, of: &Class, s: &Span, before: Pages) -> usize {
+        let after = s.pages();
+        if after == before {
+            return 0;
+        }
+        let os_shift = self.os_shift();
+        let (old, new) = (s.bytes_of(of, os_shift, before.returned), s.bytes_of(of, os_shift, after.returned));
+        self.returned = self.returned + new.0 - old.0;
+        self.returned_behind = self.returned_behind + new.1 - old.1;
+        self.idle_pages = self.idle_pages + after.idle.count_ones() as usize - before.idle.count_ones() as usize;
+        limit::release(new.0.saturating_sub(old.0));
+        old.0.saturating_sub(new.0)
     }
 }
 
@@ -126,34 +206,56 @@ impl BadFree {
     }
 }
 
+/// What the page heap keeps apart. Spans of many blocks seldom become free as a whole.
+fn kind(of: &Class) -> pages::Kind {
+    if of.blocks < DENSE { pages::Kind::Sparse } else { pages::Kind::Dense }
+}
+
+/// From so many blocks on a span counts as dense.
+const DENSE: u16 = 8;
+
 /// A span of fresh pages for `class`, registered in the map and in no list.
-fn new_span(class: usize, of: &Class) -> Option<NonNull<Span>> {
+fn new_span(class: usize, of: &Class, os_shift: u32) -> Option<NonNull<Span>> {
     let span = SPANS.get()?;
-    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages)) else {
+    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages), kind(of)) else {
         // SAFETY: it came from the pool and is ours.
         unsafe { SPANS.put(span) };
         return None;
     };
     let base = run.addr.as_ptr().expose_provenance();
     // SAFETY: the pool handed it to us alone.
-    unsafe { &mut *span.as_ptr() }.init(base, class as u8, of, run.zeroed);
+    unsafe { &mut *span.as_ptr() }.init(base, class as u8, of, os_shift, run.zeroed, run.untouched);
     if map::set(base, usize::from(of.pages), class as u8, span.as_ptr().cast()) {
         return Some(span);
     }
     // SAFETY: the run is ours and nobody has seen it.
-    unsafe { pages::free(run.addr, usize::from(of.pages)) };
+    unsafe { pages::free(run.addr, usize::from(of.pages), 0) };
     // SAFETY: as above.
     unsafe { SPANS.put(span) };
     None
 }
 
 /// Gives back a wholly free span that is in no list.
-fn retire(of: &Class, span: NonNull<Span>) {
+fn retire(of: &Class, os_shift: u32, span: NonNull<Span>) {
     // SAFETY: the span is out of its list, so it is ours.
-    let base = unsafe { span.as_ref() }.base;
+    let s = unsafe { span.as_ref() };
+    let (base, (mut returned, partly)) = (s.base, s.returned_pages(of, os_shift));
+    // The page heap knows whole pages only, so the other halves go, too. (OS pages are half as long, or this is empty.)
+    for (page, len) in span::runs(partly) {
+        let start = core::ptr::with_exposed_provenance_mut(base + page * PAGE);
+        // SAFETY: whole OS pages, and no block of the span is in use.
+        if NonNull::new(start).is_some_and(|start| unsafe { os::mapping::discard(start, len * PAGE) }) {
+            limit::release(len * PAGE / 2);
+            returned |= span::between(page, page + len);
+        } else {
+            limit::account(len * PAGE / 2);
+        }
+    }
     map::clear(base, usize::from(of.pages));
+    // SAFETY: not null, as the address of a run.
+    let start = unsafe { NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(base)) };
     // SAFETY: no block of it is in use and the map does not know it any more.
-    unsafe { pages::free(NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(base)), usize::from(of.pages)) };
+    unsafe { pages::free(start, usize::from(of.pages), returned) };
     // SAFETY: it came from the pool and is ours.
     unsafe { SPANS.put(span) };
 }
@@ -162,17 +264,14 @@ fn retire(of: &Class, span: NonNull<Span>) {
 fn take(class_index: usize, n: usize, mut give: impl FnMut(usize)) -> usize {
     let of = class(class_index);
     loop {
-        let taken = with(class_index, |central| central.take(of, n, &mut give));
+        let (taken, os_shift) = with(class_index, |central| (central.take(of, n, &mut give), central.os_shift()));
         if taken > 0 {
             return taken;
         }
-        let Some(span) = new_span(class_index, of) else { return 0 };
+        let Some(span) = new_span(class_index, of, os_shift) else { return 0 };
         // Blocks are taken from the new span under the same lock, so that nobody else empties it meanwhile.
         let taken = with(class_index, |central| {
-            central.count += 1;
-            central.idle += 1;
-            // SAFETY: the span is new, of this class, and in no list.
-            unsafe { central.spans.add(span.as_ptr(), of) };
+            central.add(of, span);
             central.take(of, n, &mut give)
         });
         if taken > 0 {
@@ -276,7 +375,9 @@ pub(crate) fn flush(magazine: &mut Owned) {
     while rest.len() > 0 {
         let mut retired = [None; 16];
         let mut slots = retired.iter_mut();
+        let mut os_shift = 0;
         let verdict = with(class_index, |central| {
+            os_shift = central.os_shift();
             while slots.len() > 0
                 && let Some(&(span, block)) = rest.next()
             {
@@ -289,19 +390,22 @@ pub(crate) fn flush(magazine: &mut Owned) {
             Ok(())
         });
         verdict.unwrap_or_else(|bad: BadFree| bad.report(of, Seen::Late));
-        retired.into_iter().flatten().for_each(|span| retire(of, span));
+        retired.into_iter().flatten().for_each(|span| retire(of, os_shift, span));
     }
+    sweep::something_changed(class_index);
 }
 
 /// Returns one block, past the shards.
 pub(crate) fn free_one(class_index: usize, block: usize) {
     let of = class(class_index);
     let Some(span) = span_or_classed(block, class_index, Seen::Now) else { return };
-    match with(class_index, |central| central.put(of, span, block)) {
-        Ok(Some(span)) => retire(of, span),
+    let (put, os_shift) = with(class_index, |central| (central.put(of, span, block), central.os_shift()));
+    match put {
+        Ok(Some(span)) => retire(of, os_shift, span),
         Ok(None) => {}
         Err(bad) => bad.report(of, Seen::Now),
     }
+    sweep::something_changed(class_index);
 }
 
 /// Turns the single block at `block` from class `from` into one of class `to`, in place. False if there is no room.
@@ -335,7 +439,7 @@ pub(crate) unsafe fn resize_single(block: NonNull<u8>, from: usize, to: usize) -
         // SAFETY: the tail lies inside the block, behind its new end, and is page-aligned; it is not null.
         let tail = unsafe { NonNull::new_unchecked(block.as_ptr().add(Span::bytes(new))) };
         // SAFETY: nobody uses the tail any more.
-        unsafe { pages::free(tail, old_pages - new_pages) };
+        unsafe { pages::free(tail, old_pages - new_pages, 0) };
     }
     s.class = to as u8;
     with(from, |central| {
@@ -351,35 +455,36 @@ pub(crate) unsafe fn resize_single(block: NonNull<u8>, from: usize, to: usize) -
 
 /// Gives all wholly free spans back to the page heap.
 pub(crate) fn purge() {
+    // Nothing is in transit meanwhile.
+    let _sweep = sweep::lock().lock();
     for class_index in 1..CLASSES {
         let of = class(class_index);
         loop {
-            let span = with(class_index, |central| {
+            let found = with(class_index, |central| {
                 if central.idle == 0 {
                     return None;
                 }
                 let span = central.spans.wholly_free(of)?;
-                // SAFETY: it came from a list.
-                unsafe { central.spans.remove(span.as_ptr()) };
-                central.idle -= 1;
-                central.count -= 1;
-                Some(span)
+                central.forget(of, span);
+                Some((span, central.os_shift()))
             });
-            let Some(span) = span else { break };
-            retire(of, span);
+            let Some((span, os_shift)) = found else { break };
+            retire(of, os_shift, span);
         }
     }
 }
 
-/// What [`usage`] reports, in bytes.
+/// What [`usage`] reports, in bytes. `out + cached + returned + behind` are the bytes of the pages of all spans.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Usage {
     /// Blocks that are in magazines or in the hands of the program.
     pub(crate) out: usize,
-    /// Free blocks in spans.
+    /// Free blocks in spans, without what is returned.
     pub(crate) cached: usize,
-    /// Pages of spans.
-    pub(crate) active: usize,
+    /// OS pages inside spans that are with the OS, or were never touched.
+    pub(crate) returned: usize,
+    /// What lies behind the last blocks of spans, without what is returned.
+    pub(crate) behind: usize,
     /// Class locks taken.
     pub(crate) locks: u64,
     /// Magazines filled and emptied.
@@ -396,19 +501,26 @@ pub(crate) fn usage() -> Usage {
     };
     for (of, central) in CLASS.iter().zip(&CENTRAL).skip(1) {
         // Not through `with`: looking does not count as a lock taken.
-        let central = central.lock();
-        let blocks = central.count * usize::from(of.blocks);
-        sum.out += central.out * of.size as usize;
-        sum.cached += blocks.saturating_sub(central.out) * of.size as usize;
-        sum.active += central.count * Span::bytes(of);
-        sum.locks += central.locks;
+        central.lock().add_usage(of, &mut sum);
     }
     sum
 }
 
+impl Central {
+    fn add_usage(&self, of: &Class, sum: &mut Usage) {
+        let (size, blocks) = (of.size as usize, usize::from(of.blocks));
+        let free = (self.count * blocks).saturating_sub(self.out) * size;
+        sum.out += self.out * size;
+        sum.cached += free.saturating_sub(self.returned - self.returned_behind);
+        sum.returned += self.returned;
+        sum.behind += self.count * (Span::bytes(of) - blocks * size) - self.returned_behind;
+        sum.locks += self.locks;
+    }
+}
+
 /// All locks of this layer, in their order, for the fork handlers.
 pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
-    CENTRAL.iter().map(|central| central.raw())
+    core::iter::once(sweep::lock()).chain(CENTRAL.iter().map(|central| central.raw()))
 }
 
 /// The pool of spans, for the fork handlers.

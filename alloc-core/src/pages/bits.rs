@@ -38,6 +38,27 @@ impl Bits {
         Self(bits)
     }
 
+    /// The members of `word` as pages from `start` on.
+    pub(super) fn from_word(start: usize, word: u64) -> Self {
+        let mut bits = [0; WORDS];
+        let (low, high) = (word.unbounded_shl((start % 64) as u32), word.unbounded_shr((64 - start % 64) as u32));
+        for (index, at) in bits.iter_mut().enumerate() {
+            *at = match index.wrapping_sub(start / 64) {
+                0 => low,
+                1 => high,
+                _ => 0,
+            };
+        }
+        Self(bits)
+    }
+
+    /// The pages from `start` on, as far as a word goes.
+    pub(super) fn word_at(self, start: usize) -> u64 {
+        let word = |index: usize| self.0.get(index).copied().unwrap_or(0);
+        let high = word(start / 64 + 1).unbounded_shl((64 - start % 64) as u32);
+        word(start / 64) >> (start % 64) | high
+    }
+
     pub(super) fn count(self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
@@ -247,6 +268,12 @@ mod tests {
                 let spread = bits.spread_to_groups(group);
                 assert!(spread.contains(bits) && spread.whole_groups(group) == spread);
                 assert!(bits.count() * group >= spread.count());
+            }
+            for start in 0..=PAGES {
+                let from = Bits::range(start, 64);
+                let word = bits.word_at(start);
+                assert_eq!(word.count_ones() as usize, (bits & from).count());
+                assert_eq!(Bits::from_word(start, word), bits & from);
             }
             let few = bits.first_few(20, 3);
             assert!(bits.contains(few) && few.count() <= 20 && few.ranges().count() <= 3);

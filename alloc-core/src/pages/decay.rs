@@ -17,10 +17,10 @@ pub(super) const EPOCHS: usize = 64;
 /// The interval unless set otherwise, in milliseconds; jemalloc's default too.
 const DEFAULT_MS: u64 = 10_000;
 /// The interval that means "never".
-pub(super) const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 /// See the module. All zero bits at first, so that it can be part of a large static without initialised data.
-pub(super) struct Decay {
+pub(crate) struct Decay {
     /// 0: the default; otherwise the interval in milliseconds plus one.
     interval: u64,
     running: bool,
@@ -34,12 +34,12 @@ pub(super) struct Decay {
 }
 
 impl Decay {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { interval: 0, running: false, epoch_start: 0, epoch: 0, freed: [0; EPOCHS], seen: 0 }
     }
 
     /// The interval in milliseconds; [`NEVER`] for none.
-    pub(super) fn interval_ms(&self) -> u64 {
+    pub(crate) fn interval_ms(&self) -> u64 {
         match self.interval {
             0 => DEFAULT_MS,
             NEVER => NEVER,
@@ -47,16 +47,16 @@ impl Decay {
         }
     }
 
-    pub(super) fn set_interval_ms(&mut self, ms: u64) {
+    pub(crate) fn set_interval_ms(&mut self, ms: u64) {
         self.interval = ms.saturating_add(1);
     }
 
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Moves on to `now_ms` with `resident` free resident pages, and says how many of them are too many.
-    pub(super) fn advance(&mut self, now_ms: u64, resident: usize) -> usize {
+    pub(crate) fn advance(&mut self, now_ms: u64, resident: usize) -> usize {
         if !self.running {
             self.running = true;
             self.epoch_start = now_ms;
@@ -79,17 +79,17 @@ impl Decay {
     }
 
     /// Notes how many free pages are resident after some were returned: they are no new ones.
-    pub(super) fn settle(&mut self, resident: usize) {
+    pub(crate) fn settle(&mut self, resident: usize) {
         self.seen = resident;
     }
 
     /// Nothing is free and resident any more; the curve starts anew with the next free.
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.running = false;
     }
 
     /// When the next epoch begins.
-    pub(super) fn next_epoch_ms(&self) -> u64 {
+    pub(crate) fn next_epoch_ms(&self) -> u64 {
         self.epoch_start.saturating_add(self.epoch_ms())
     }
 

@@ -115,7 +115,7 @@ mod tests {
         let page = Box::leak(Box::new(HugePage::new(ptr::null_mut())));
         page.take(0, used + hole, 1);
         if hole > 0 {
-            page.give(1, hole);
+            page.give(1, hole, 0);
         }
         page
     }
@@ -175,7 +175,7 @@ mod tests {
         // SAFETY: as above.
         unsafe {
             (*resident).take(100, 1, 1);
-            (*resident).give(100, 1);
+            (*resident).give(100, 1, 0);
             fit.insert(resident);
             fit.insert(returned);
             assert_eq!(fit.find(1), resident);

@@ -4,7 +4,7 @@
 //!
 //! | state | found by allocations in | found by decay in |
 //! |---|---|---|
-//! | partly used, some page free | [`Fit`], by fullness and longest free range | `dirty[band]`, if a free OS page is resident |
+//! | partly used, some page free | the [`Fit`] of its kind, by fullness and longest free range | `dirty[band]`, if a free OS page is resident |
 //! | full | nowhere | nowhere |
 //! | wholly free, some page resident | `free_resident`, last freed first | `dirty[BANDS]` |
 //! | wholly free, all returned | `free_returned`, last returned first | nowhere |
@@ -24,11 +24,14 @@ use super::fit::{BANDS, Fit};
 use super::huge_page::{Counts, HugePage};
 use super::list::List;
 use super::region::Regions;
-use super::{HUGE, PAGE, PagesUsage, Run};
+use super::{HUGE, Kind, PAGE, PagesUsage, Run};
 use crate::os::futex::{Lock, Locked, LockedGuard};
 use crate::os::mapping;
 use crate::size_class::PAGE_SHIFT;
 use crate::{limit, map, meta};
+
+/// Up to so many huge pages runs of both kinds share them: a small program is not to touch two where one would do.
+const SHARED: usize = 8;
 
 /// A page heap. The process has one; tests make their own.
 pub(crate) struct PageHeap {
@@ -42,7 +45,8 @@ pub(crate) struct PageHeap {
 
 /// What the lock protects. All zero bits at first, so that the static one needs no initialised data.
 pub(super) struct State {
-    fit: Fit,
+    /// By [`Kind`].
+    fit: [Fit; 2],
     free_resident: List<0>,
     free_returned: List<0>,
     dirty: [List<1>; BANDS + 1],
@@ -52,6 +56,8 @@ pub(super) struct State {
     totals: Counts,
     huge_pages: usize,
     pub(super) decay: Decay,
+    /// For wholly free huge pages, with half the interval.
+    pub(super) whole_decay: Decay,
     locks: u64,
     /// Pages per OS page, at least 1; 0: ask the system.
     os_pages: usize,
@@ -69,26 +75,27 @@ impl PageHeap {
 
     /// A run of `pages` pages (1 to 256) at a multiple of `align` pages (a power of two up to 256). `None`: out of
     /// memory, or no such run can exist.
-    pub(crate) fn allocate(&self, pages: usize, align: usize) -> Option<Run> {
+    pub(crate) fn allocate(&self, pages: usize, align: usize, kind: Kind) -> Option<Run> {
         if pages == 0 || pages > PAGES || !align.is_power_of_two() || align > PAGES {
             return None;
         }
-        self.state().allocate(pages, align)
+        self.state().allocate(pages, align, kind)
     }
 
-    /// Frees a run, or a part of one.
+    /// Frees a run, or a part of one. `returned`: which of the first 64 pages are with the OS already, in whole OS pages.
     ///
     /// # Safety
     ///
-    /// The pages came from this heap, are in use, and nobody uses them any more.
-    pub(crate) unsafe fn free(&self, addr: NonNull<u8>, pages: usize) {
+    /// The pages came from this heap, are in use, and nobody uses them any more. Those in `returned` are zero and not
+    /// resident.
+    pub(crate) unsafe fn free(&self, addr: NonNull<u8>, pages: usize, returned: u64) {
         let Some((page, start)) = descriptor(addr) else {
             debug_assert!(false, "pages freed that no heap owns");
             return;
         };
         let mut state = self.state();
         // SAFETY: the map's descriptors are live, and the lock is held.
-        unsafe { state.update(page, |page| page.give(start, pages)) };
+        unsafe { state.update(page, |page| page.give(start, pages, returned)) };
         let interval = state.decay.interval_ms();
         if interval != NEVER && self.due.load(Ordering::Relaxed) == 0 {
             self.due.store(1, Ordering::Relaxed);
@@ -187,15 +194,16 @@ impl PageHeap {
 impl State {
     const fn new() -> Self {
         Self {
-            fit: Fit::new(),
+            fit: [const { Fit::new() }; 2],
             free_resident: List::new(),
             free_returned: List::new(),
             dirty: [const { List::new() }; BANDS + 1],
             regions: Regions::new(),
             spare: None,
-            totals: Counts { used: 0, resident: 0, returned: 0 },
+            totals: Counts { used: 0, resident: 0, returned: 0, whole: 0 },
             huge_pages: 0,
             decay: Decay::new(),
+            whole_decay: Decay::new(),
             locks: 0,
             os_pages: 0,
         }
@@ -206,6 +214,32 @@ impl State {
         self.totals.resident
     }
 
+    /// Free resident pages in wholly free huge pages.
+    pub(super) fn whole(&self) -> usize {
+        self.totals.whole
+    }
+
+    /// Tells the curves what is resident after some was returned; returns that.
+    pub(super) fn settle(&mut self) -> usize {
+        self.decay.settle(self.totals.resident);
+        self.whole_decay.settle(self.totals.whole);
+        self.totals.resident
+    }
+
+    /// Ends the curves: nothing is free and resident.
+    pub(super) fn stop_decay(&mut self) {
+        self.decay.stop();
+        self.whole_decay.stop();
+    }
+
+    /// When one of the curves asks for more.
+    pub(super) fn next_epoch_ms(&self) -> u64 {
+        match self.totals.whole {
+            0 => self.decay.next_epoch_ms(),
+            _ => self.decay.next_epoch_ms().min(self.whole_decay.next_epoch_ms()),
+        }
+    }
+
     /// Pages per OS page, at least 1.
     pub(super) fn os_pages(&self) -> usize {
         match self.os_pages {
@@ -214,41 +248,70 @@ impl State {
         }
     }
 
-    fn allocate(&mut self, pages: usize, align: usize) -> Option<Run> {
-        let (page, start) = self.find(pages, align)?;
+    fn allocate(&mut self, pages: usize, align: usize, kind: Kind) -> Option<Run> {
+        let (page, start) = self.find(pages, align, kind)?;
         let os_pages = self.os_pages();
         // SAFETY: `find` returns live descriptors, and the lock is held.
         if !limit::charge(unsafe { (*page).brought_back(start, pages, os_pages) } * PAGE) {
             return None;
         }
         // SAFETY: `find` returns live descriptors, and the lock is held.
-        let zeroed = unsafe { self.update(page, |page| page.take(start, pages, os_pages)) };
+        let (untouched, zeroed) = unsafe {
+            self.update(page, |page| {
+                if page.is_free() {
+                    page.kind = kind;
+                }
+                (page.returned_from(start, pages), page.take(start, pages, os_pages))
+            })
+        };
         // SAFETY: as above.
         let base = unsafe { (*page).base() };
-        Some(Run { addr: NonNull::new(base.wrapping_add(start * PAGE))?, zeroed })
+        Some(Run { addr: NonNull::new(base.wrapping_add(start * PAGE))?, zeroed, untouched })
     }
 
     /// A huge page and the place in it where a run fits.
-    fn find(&mut self, pages: usize, align: usize) -> Option<(*mut HugePage, usize)> {
+    fn find(&mut self, pages: usize, align: usize, kind: Kind) -> Option<(*mut HugePage, usize)> {
+        if let Some(found) = self.find_partly(pages, align, kind) {
+            return Some(found);
+        }
+        for page in [self.free_resident.first(), self.free_returned.first()] {
+            if !page.is_null() {
+                // SAFETY: members of lists are live, and the lock is held. A wholly free huge page has a place for every
+                // run.
+                return Some((page, unsafe { (*page).best_fit(pages, align) }?));
+            }
+        }
+        let other = match kind {
+            Kind::Dense => Kind::Sparse,
+            Kind::Sparse => Kind::Dense,
+        };
+        if self.huge_pages < SHARED
+            && let Some(found) = self.find_partly(pages, align, other)
+        {
+            return Some(found);
+        }
+        match self.grow() {
+            Some(page) => Some((page, 0)),
+            None => self.find_partly(pages, align, other),
+        }
+    }
+
+    /// The same in a partly used huge page of a kind.
+    fn find_partly(&self, pages: usize, align: usize, kind: Kind) -> Option<(*mut HugePage, usize)> {
+        let fit = self.fit.get(kind as usize)?;
         // The first candidate is long enough but need not have an aligned place; one that has room for the worst
         // alignment always does.
         for longest in [pages, pages + align - 1] {
-            let page = self.fit.find(longest);
+            let page = fit.find(longest);
             if page.is_null() {
-                break;
+                return None;
             }
-            // SAFETY: members of lists are live, and the lock is held.
+            // SAFETY: as in `find`.
             if let Some(start) = unsafe { (*page).best_fit(pages, align) } {
                 return Some((page, start));
             }
         }
-        for page in [self.free_resident.first(), self.free_returned.first()] {
-            if !page.is_null() {
-                // SAFETY: as above. A wholly free huge page has a place for every run.
-                return Some((page, unsafe { (*page).best_fit(pages, align) }?));
-            }
-        }
-        Some((self.grow()?, 0))
+        None
     }
 
     /// Adds a fresh huge page.
@@ -364,8 +427,7 @@ impl State {
         self.totals.used = self.totals.used + after.used - before.used;
         self.totals.resident = self.totals.resident + after.resident - before.resident;
         self.totals.returned = self.totals.returned + after.returned - before.returned;
-        // What becomes less was charged before it was taken.
-        limit::release(after.returned.saturating_sub(before.returned) * PAGE);
+        self.totals.whole = self.totals.whole + after.whole - before.whole;
     }
 
     /// Puts a huge page where its state says. `young`: it was touched just now, so decay finds it last.
@@ -375,11 +437,13 @@ impl State {
     /// `page` is live and in no list, and the lock is held.
     unsafe fn link(&mut self, page: *mut HugePage, young: bool) {
         // SAFETY: passed on; the reference ends before the lists are touched.
-        let (dirty, free, resident) = unsafe { self.place(&*page) };
+        let (dirty, free, resident, kind) = unsafe { self.place(&*page) };
         // SAFETY: passed on.
         unsafe {
             if !free {
-                self.fit.insert(page);
+                if let Some(fit) = self.fit.get_mut(kind as usize) {
+                    fit.insert(page);
+                }
             } else if resident {
                 self.free_resident.push_first(page);
             } else {
@@ -402,11 +466,13 @@ impl State {
     /// `page` was put there by [`link`](Self::link) and did not change since; the lock is held.
     unsafe fn unlink(&mut self, page: *mut HugePage) {
         // SAFETY: as in `link`.
-        let (dirty, free, resident) = unsafe { self.place(&*page) };
+        let (dirty, free, resident, kind) = unsafe { self.place(&*page) };
         // SAFETY: passed on; the state is that of `link`, so these are its lists.
         unsafe {
             if !free {
-                self.fit.remove(page);
+                if let Some(fit) = self.fit.get_mut(kind as usize) {
+                    fit.remove(page);
+                }
             } else if resident {
                 self.free_resident.remove(page);
             } else {
@@ -418,12 +484,12 @@ impl State {
         }
     }
 
-    /// Which dirty list a huge page belongs to, whether it is wholly free, whether a free page is resident.
-    fn place(&self, page: &HugePage) -> (Option<usize>, bool, bool) {
+    /// Which dirty list a huge page belongs to, whether it is wholly free, whether a free page is resident, its kind.
+    fn place(&self, page: &HugePage) -> (Option<usize>, bool, bool, Kind) {
         let (free, resident) = (page.is_free(), page.has_resident());
         let list = if free { BANDS } else { page.band() };
         let dirty = resident && !page.releasable(self.os_pages()).is_empty();
-        (dirty.then_some(list), free, resident)
+        (dirty.then_some(list), free, resident, page.kind)
     }
 
     /// Gives the heap small regions and another size of OS page, before its first use.

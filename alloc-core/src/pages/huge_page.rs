@@ -12,6 +12,7 @@
 //!
 //! What it does not do: it knows no lists and no totals (see [`super::heap`]).
 
+use super::Kind;
 use super::bits::{Bits, PAGES, Range};
 use super::fit::BANDS;
 use super::list::Links;
@@ -28,6 +29,8 @@ pub(super) struct HugePage {
     longest: u16,
     /// Counts of the bits above, kept because they are asked for more often than they change.
     counts: PageCounts,
+    /// What the runs in it are for, by the first that was taken when all was free.
+    pub(super) kind: Kind,
     /// A release is under way: the huge page is in no list, and only frees and extensions touch it.
     pub(super) detached: bool,
     /// The decay epoch of the last free into it.
@@ -43,6 +46,8 @@ pub(super) struct Counts {
     pub(super) used: usize,
     pub(super) resident: usize,
     pub(super) returned: usize,
+    /// The part of `resident` in wholly free huge pages.
+    pub(super) whole: usize,
 }
 
 /// [`Counts`] of a single huge page, in less space.
@@ -78,6 +83,7 @@ impl HugePage {
             transit: Bits::NONE,
             longest: PAGES as u16,
             counts: PageCounts { used: 0, resident: 0, returned: PAGES as u16 },
+            kind: Kind::Dense,
             detached: false,
             stamp: 0,
         }
@@ -96,6 +102,7 @@ impl HugePage {
             used: self.counts.used.into(),
             resident: self.counts.resident.into(),
             returned: self.counts.returned.into(),
+            whole: if self.is_free() { self.counts.resident.into() } else { 0 },
         }
     }
 
@@ -156,9 +163,17 @@ impl HugePage {
         zeroed
     }
 
-    /// Frees a used range.
-    pub(super) fn give(&mut self, start: usize, pages: usize) {
+    /// Which pages from `start` on, 64 of them at most, are returned, bit by bit.
+    pub(super) fn returned_from(&self, start: usize, pages: usize) -> u64 {
+        (self.returned & Bits::range(start, pages)).word_at(start)
+    }
+
+    /// Frees a used range, of which the pages in `returned`, from `start` on bit by bit, are with the OS already.
+    pub(super) fn give(&mut self, start: usize, pages: usize, returned: u64) {
         let range = Bits::range(start, pages);
+        let returned = Bits::from_word(start, returned) & range;
+        self.returned = self.returned | returned;
+        self.zero = self.zero | returned;
         debug_assert!(self.used.contains(range) && !self.transit.meets(range), "pages freed that are not in use");
         self.used = self.used & !range;
         // Only the range around the new gap can have become the longest.
@@ -235,7 +250,7 @@ mod tests {
         page.take(0, PAGES, 1);
         // Free ranges: 10..20, 40..45, 60..65, 100..110.
         for (start, len) in [(10, 10), (40, 5), (60, 5), (100, 10)] {
-            page.give(start, len);
+            page.give(start, len, 0);
         }
         assert_eq!(page.longest(), 10);
         assert_eq!(page.best_fit(3, 1), Some(40));
@@ -256,11 +271,11 @@ mod tests {
     fn zero_is_known_until_used() {
         let mut page = fresh();
         assert!(page.take(0, 4, 1));
-        page.give(0, 4);
+        page.give(0, 4, 0);
         assert!(!page.take(2, 4, 1), "2 and 3 were used before");
-        page.give(2, 4);
+        page.give(2, 4, 0);
         assert!(page.take(6, 4, 1));
-        page.give(6, 4);
+        page.give(6, 4, 0);
         page.begin_transit(page.releasable(1));
         page.end_transit(Bits::range(0, 10));
         assert!(page.take(0, 10, 1));
@@ -270,7 +285,7 @@ mod tests {
     fn a_refused_release_leaves_pages_resident() {
         let mut page = fresh();
         page.take(0, 10, 1);
-        page.give(0, 10);
+        page.give(0, 10, 0);
         page.begin_transit(page.releasable(1));
         assert_eq!(page.counts().resident, 10);
         assert!(!page.range_is_free(0, 1) && page.range_is_free(10, 246));
@@ -288,12 +303,12 @@ mod tests {
         assert_eq!(page.counts().resident, 7);
         assert_eq!(page.releasable(8), Bits::NONE);
         assert!(page.take(8, 3, 8));
-        page.give(8, 3);
-        page.give(11, 1);
+        page.give(8, 3, 0);
+        page.give(11, 1, 0);
         assert_eq!(page.releasable(8), Bits::range(8, 8));
         page.take(30, 1, 8);
         page.take(40, 16, 8);
-        page.give(40, 16);
+        page.give(40, 16, 0);
         // 24..32 holds a used page.
         assert_eq!(page.releasable(8), Bits::range(8, 8) | Bits::range(40, 16));
     }

@@ -7,14 +7,15 @@
 //! - A **region** is address space from which huge pages come ([`region`]).
 //! - **Returned** pages are with the OS: free, not resident, and zero when touched again.
 //!
-//! Runs come from the fullest huge page that has room, from the shortest free range in it, from resident memory rather
-//! than returned where that is equal, then from wholly free huge pages, then from fresh ones ([`fit`], [`heap`]). Free
-//! memory goes back along a curve over time ([`decay`]), wholly free huge pages first ([`release`]).
+//! Runs come from the fullest huge page of their [`Kind`] that has room, from the shortest free range in it, from resident
+//! memory rather than returned where that is equal, from lower addresses where that is, too; then from wholly free huge
+//! pages, then from fresh ones, and from those of the other kind only while the heap is small or when there is nothing
+//! else ([`fit`], [`heap`]). Free memory goes back along a curve over time ([`decay`]), wholly free huge pages first ([`release`]).
 //!
 //! Invariants: handed-out runs never overlap; `used + free resident + returned = committed` at any time; a run that is
 //! reported as zeroed was never written since the OS provided it; a failed request changes nothing.
 //!
-//! What it does not do: it does not know what a run is for (the caller enters that in [`crate::map`]), never gives
+//! What it does not do: it knows only the kind of a run (the caller enters the rest in [`crate::map`]), never gives
 //! address space back, and has no background thread.
 
 mod bits;
@@ -31,6 +32,7 @@ mod tests;
 use core::ptr::NonNull;
 
 use crate::size_class::{HUGE_SHIFT, PAGE_SHIFT};
+pub(crate) use decay::{Decay, NEVER};
 pub(crate) use heap::PageHeap;
 
 const PAGE: usize = 1 << PAGE_SHIFT;
@@ -40,6 +42,25 @@ const _: () = assert!(HUGE / PAGE == bits::PAGES);
 /// The heap of the process.
 static HEAP: PageHeap = PageHeap::new();
 
+/// What a run is for. Runs of one kind are kept apart from those of the other, since they end at different times, and since
+/// long runs are aligned and leave ranges in which others fit. In a trace of 300 000 runs under a load that comes in waves
+/// (`a_trace_leaves_few_huge_pages_partly_used` in the tests), the pages of all huge pages that are not wholly free, to the
+/// pages in use, on average; and the size of the heap with 176, 182 and 148 MiB in use at its end:
+///
+/// | runs that are dense | 1/2 | 3/4 | 1/4 |
+/// |---|---|---|---|
+/// | not kept apart | 2.93, 672 MiB | 2.49, 664 MiB | 2.93, 626 MiB |
+/// | the other kind before wholly free huge pages | 2.86, 674 MiB | 2.41, 656 MiB | 2.93, 626 MiB |
+/// | the other kind before growing | 1.43, 392 MiB | 1.55, 514 MiB | 1.35, 344 MiB |
+/// | the other kind when growing fails | 1.35, 346 MiB | 1.34, 354 MiB | 1.35, 346 MiB |
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// A span of many blocks, which stays as long as one of them does.
+    Dense,
+    /// A span of one or a few blocks, which goes with them.
+    Sparse,
+}
+
 /// Pages handed out together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
@@ -47,6 +68,8 @@ pub(crate) struct Run {
     pub(crate) addr: NonNull<u8>,
     /// All bytes are known to be zero.
     pub(crate) zeroed: bool,
+    /// Which of the first 64 pages are not resident, as far as the heap knows.
+    pub(crate) untouched: u64,
 }
 
 /// What a page heap holds, in bytes unless said otherwise. `used_bytes + free_resident_bytes + returned_bytes ==
@@ -70,18 +93,19 @@ pub(crate) struct PagesUsage {
 }
 
 /// [`PageHeap::allocate`] for the heap of the process.
-pub(crate) fn allocate(pages: usize, align_pages: usize) -> Option<Run> {
-    HEAP.allocate(pages, align_pages)
+pub(crate) fn allocate(pages: usize, align_pages: usize, kind: Kind) -> Option<Run> {
+    HEAP.allocate(pages, align_pages, kind)
 }
 
 /// [`PageHeap::free`] for the heap of the process.
 ///
 /// # Safety
 ///
-/// The pages came from [`allocate`], are in use, and nobody uses them any more.
-pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize) {
+/// The pages came from [`allocate`], are in use, and nobody uses them any more. Those in `returned` are zero and not
+/// resident.
+pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize, returned: u64) {
     // SAFETY: passed on.
-    unsafe { HEAP.free(addr, pages) };
+    unsafe { HEAP.free(addr, pages, returned) };
 }
 
 /// [`PageHeap::extend`] for the heap of the process.

@@ -22,12 +22,19 @@ use super::bits::{Bits, Range};
 use super::decay::{EPOCHS, NEVER};
 use super::heap::{PageHeap, State};
 use super::{HUGE, PAGE};
+use crate::limit;
 use crate::os::futex::LockedGuard;
 use crate::os::mapping;
 
 /// Epochs without a free or an allocation after which a partly used huge page counts as staying sparse: a quarter
 /// of the interval.
 pub(super) const STAYED_SPARSE: u64 = EPOCHS as u64 / 4;
+
+/// By how much sooner wholly free huge pages go than others. Giving one back is a single system call and getting it again
+/// at best a single fault, where parts cost one for each hole; and a program that wants a whole one again soon wants parts
+/// first. jemalloc has one curve of 10 s for all; tcmalloc returns whole huge pages beyond what the last seconds needed,
+/// and breaks others only when it must.
+const WHOLE_SOONER: u64 = 2;
 
 /// What one tick gives back at most: some 100 to 400 µs of system calls.
 const TICK_PAGES: usize = 8 * HUGE / PAGE;
@@ -77,20 +84,20 @@ impl PageHeap {
             self.due.store(0, Ordering::Relaxed);
             return;
         }
-        let resident = state.resident();
-        let excess = state.decay.advance(now_ms, resident);
+        let (resident, whole) = (state.resident(), state.whole());
+        // Wholly free huge pages go first, so the second is a part of what goes, never more than there is of them.
+        let excess = state.decay.advance(now_ms, resident).max(state.whole_decay.advance(now_ms, whole));
         let mut work = Work { pages: excess.min(TICK_PAGES), calls: TICK_CALLS, done: 0 };
         let (mut state, outcome) = self.release(state, &mut work);
-        let resident = state.resident();
-        state.decay.settle(resident);
+        let resident = state.settle();
         let all_due = excess >= resident;
         let next = if resident == 0 || (outcome == Outcome::NothingLeft && all_due) {
-            state.decay.stop();
+            state.stop_decay();
             0
         } else if outcome == Outcome::Done && excess > work.done {
             now_ms.saturating_add(1)
         } else {
-            state.decay.next_epoch_ms()
+            state.next_epoch_ms()
         };
         self.due.store(next, Ordering::Relaxed);
     }
@@ -112,6 +119,7 @@ impl PageHeap {
     pub(crate) fn set_decay_ms(&self, ms: u64) {
         let mut state = self.state();
         state.decay.set_interval_ms(ms);
+        state.whole_decay.set_interval_ms(if ms == NEVER { ms } else { ms / WHOLE_SOONER });
         let pending = ms != NEVER && state.resident() > 0;
         self.due.store(u64::from(pending), Ordering::Relaxed);
     }
@@ -121,10 +129,9 @@ impl PageHeap {
         // What others free meanwhile is theirs to give back, so this ends.
         let mut work = Work { pages: state.resident(), calls: usize::MAX, done: 0 };
         let (mut state, _) = self.release(state, &mut work);
-        let resident = state.resident();
-        state.decay.settle(resident);
+        let resident = state.settle();
         if resident == 0 {
-            state.decay.stop();
+            state.stop_decay();
             self.due.store(0, Ordering::Relaxed);
         }
         work.done * PAGE
@@ -151,6 +158,7 @@ impl PageHeap {
             state = self.state();
             // SAFETY: begun above.
             unsafe { state.end_release(page, done) };
+            limit::release(done.count() * PAGE);
             work.pages = work.pages.saturating_sub(done.count());
             work.done += done.count();
             if done != pages {

@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 use super::bits::PAGES;
 use super::decay::NEVER;
-use super::{HUGE, PAGE, PageHeap, Run};
+use super::{HUGE, Kind, PAGE, PageHeap, Run};
 
 /// A heap with regions of `region` huge pages and `os_pages` pages per OS page (0: the system's).
 fn heap(region: usize, os_pages: usize) -> &'static PageHeap {
@@ -40,15 +40,16 @@ struct Model {
     runs: BTreeMap<usize, (NonNull<u8>, usize, u64)>,
     mark: u64,
     zeroed: usize,
+    kind: Kind,
 }
 
 impl Model {
     fn new(heap: &'static PageHeap) -> Self {
-        Self { heap, runs: BTreeMap::new(), mark: 1, zeroed: 0 }
+        Self { heap, runs: BTreeMap::new(), mark: 1, zeroed: 0, kind: Kind::Dense }
     }
 
     fn allocate(&mut self, pages: usize, align: usize) -> NonNull<u8> {
-        let Run { addr, zeroed } = self.heap.allocate(pages, align).unwrap();
+        let Run { addr, zeroed, .. } = self.heap.allocate(pages, align, self.kind).unwrap();
         let start = addr.addr().get();
         assert_eq!(start % (align * PAGE), 0);
         assert_eq!(start / HUGE, (start + pages * PAGE - 1) / HUGE);
@@ -79,14 +80,14 @@ impl Model {
         self.check_contents(start);
         let (addr, pages, _) = self.runs.remove(&start).unwrap();
         // SAFETY: allocated here, and forgotten now.
-        unsafe { self.heap.free(addr, pages) };
+        unsafe { self.heap.free(addr, pages, 0) };
     }
 
     fn free_tail(&mut self, start: usize, keep: usize) {
         self.check_contents(start);
         let (addr, pages, mark) = self.runs[&start];
         // SAFETY: the tail of a run that was allocated here.
-        unsafe { self.heap.free(addr.add(keep * PAGE), pages - keep) };
+        unsafe { self.heap.free(addr.add(keep * PAGE), pages - keep, 0) };
         self.runs.insert(start, (addr, keep, mark));
     }
 
@@ -134,6 +135,7 @@ fn run_model(os_pages: usize, interval: u64, seed: u64) {
                     _ => 1 + random.below(8),
                 };
                 let align = 1 << random.below(if step % 10 == 0 { 9 } else { 3 });
+                model.kind = if pages > 8 { Kind::Sparse } else { Kind::Dense };
                 if model.runs.len() < 400 {
                     model.allocate(pages, align);
                 }
@@ -201,7 +203,7 @@ fn random_operations_that_return_at_once() {
 fn impossible_runs_are_refused() {
     let heap = heap(2, 0);
     for (pages, align) in [(0, 1), (PAGES + 1, 1), (1, 3), (1, 512), (usize::MAX, 1)] {
-        assert!(heap.allocate(pages, align).is_none());
+        assert!(heap.allocate(pages, align, Kind::Dense).is_none());
     }
     assert_eq!(heap.usage().reserved, 0);
 }
@@ -242,6 +244,31 @@ fn full_huge_pages_are_filled_before_others() {
 }
 
 #[test]
+fn kinds_are_kept_apart_in_a_heap_that_is_not_small() {
+    let heap = heap(16, 0);
+    let mut model = Model::new(heap);
+    let runs: Vec<usize> = (0..2).map(|_| model.allocate(PAGES / 2, 1).addr().get()).collect();
+    model.free(runs[0]);
+    model.kind = Kind::Sparse;
+    assert_eq!(model.allocate(8, 1).addr().get(), runs[0], "a small heap shares");
+    model.kind = Kind::Dense;
+    let runs: Vec<usize> = (0..15).map(|_| model.allocate(PAGES / 2, 1).addr().get()).collect();
+    assert_eq!(heap.usage().huge_pages, 9);
+    model.free(runs[4]);
+    model.kind = Kind::Sparse;
+    let sparse = model.allocate(8, 1).addr().get();
+    assert_eq!(heap.usage().huge_pages, 10);
+    assert_eq!(model.allocate(8, 1).addr().get(), sparse + 8 * PAGE);
+    model.kind = Kind::Dense;
+    assert_ne!(model.allocate(8, 1).addr().get() / HUGE, sparse / HUGE);
+    assert_eq!(heap.usage().huge_pages, 10);
+    // A huge page that became wholly free serves either kind.
+    model.free(sparse);
+    model.free(sparse + 8 * PAGE);
+    assert_eq!(model.allocate(PAGES, 1).addr().get() / HUGE, sparse / HUGE);
+}
+
+#[test]
 fn free_huge_pages_are_reused_before_fresh_ones() {
     let heap = heap(16, 0);
     let mut model = Model::new(heap);
@@ -254,7 +281,14 @@ fn free_huge_pages_are_reused_before_fresh_ones() {
     assert_eq!(heap.usage().huge_pages, 4);
 }
 
-/// Frees `count` huge pages at once and follows the curve of an interval of 6400 ms.
+/// Ticks until what is due at `at` is done: a late tick catches up over several calls.
+fn tick(heap: &PageHeap, at: u64) {
+    for call in 0..20 {
+        heap.tick(at + call);
+    }
+}
+
+/// Frees `count` huge pages at once and follows the curve of wholly free ones, for an interval of 6400 ms.
 #[test]
 fn decay_follows_the_clock() {
     let heap = heap(64, 0);
@@ -266,17 +300,14 @@ fn decay_follows_the_clock() {
         model.free(run);
     }
     let resident = |at: u64| {
-        // A late tick catches up over several calls.
-        for call in 0..20 {
-            heap.tick(at + call);
-        }
+        tick(heap, at);
         model.check_totals();
         heap.usage().free_resident_bytes / HUGE
     };
     let start = 50_000;
     assert_eq!(resident(start), count);
     // Whole huge pages go, so it can be one below the curve.
-    for (time, expected) in [(1600, 33), (3200, 20), (4800, 6), (6400, 0)] {
+    for (time, expected) in [(800, 33), (1600, 20), (2400, 6), (3200, 0)] {
         let resident = resident(start + time);
         assert!((expected - 1..=expected).contains(&(resident as i64)), "{resident} huge pages after {time} ms");
     }
@@ -284,6 +315,49 @@ fn decay_follows_the_clock() {
     let locks = heap.usage().locks_taken;
     heap.tick(start + 100_000);
     assert_eq!(heap.usage().locks_taken, locks + 1, "a tick without work takes no lock");
+}
+
+/// Free runs in huge pages that stay in use have all of the interval.
+#[test]
+fn free_runs_follow_the_clock() {
+    let heap = heap(64, 0);
+    heap.set_decay_ms(6400);
+    let mut model = Model::new(heap);
+    let runs: Vec<usize> = (0..80).map(|_| model.allocate(PAGES / 2, 1).addr().get()).collect();
+    runs.iter().step_by(2).for_each(|&run| model.free(run));
+    let start = 50_000;
+    for (time, expected) in [(0, 5120), (1600, 4320), (3200, 2560), (4800, 800), (6400, 0)] {
+        tick(heap, start + time);
+        model.check_totals();
+        assert_eq!(heap.usage().free_resident_bytes / PAGE, expected, "after {time} ms");
+    }
+    runs.iter().skip(1).step_by(2).for_each(|&run| model.check_contents(run));
+}
+
+/// A huge page that becomes wholly free late goes by its own curve from then on.
+#[test]
+fn whole_huge_pages_and_free_runs_have_curves_of_their_own() {
+    let heap = heap(64, 0);
+    heap.set_decay_ms(6400);
+    let mut model = Model::new(heap);
+    let whole: Vec<usize> = (0..20).map(|_| model.allocate(PAGES, 1).addr().get()).collect();
+    let parts: Vec<usize> = (0..40).map(|_| model.allocate(PAGES / 2, 1).addr().get()).collect();
+    whole.iter().for_each(|&run| model.free(run));
+    parts.iter().step_by(2).for_each(|&run| model.free(run));
+    let start = 50_000;
+    let resident = |time: u64| {
+        tick(heap, start + time);
+        heap.usage().free_resident_bytes / PAGE
+    };
+    let (all, part) = (20 * PAGES + 20 * PAGES / 2, 20 * PAGES / 2);
+    assert_eq!(resident(0), all);
+    // Half of the whole ones.
+    let after_quarter = resident(1600);
+    assert!((all - 10 * PAGES - PAGES..=all - 10 * PAGES).contains(&after_quarter), "{after_quarter}");
+    assert_eq!(resident(3200), part, "the others only begin");
+    let after_three = resident(4800);
+    assert!(after_three <= part && after_three > 0, "{after_three}");
+    assert_eq!(resident(6400), 0);
 }
 
 #[test]
@@ -415,7 +489,7 @@ fn threads_share_the_heap() {
                 for step in 0..8000u64 {
                     if runs.len() < 40 && random.below(2) == 0 {
                         let pages = 1 + random.below(40);
-                        let run = heap.allocate(pages, 1).unwrap();
+                        let run = heap.allocate(pages, 1, Kind::Dense).unwrap();
                         let words = words(run.addr, pages);
                         assert!(!run.zeroed || words.iter().step_by(64).all(|&word| word == 0));
                         let mark = thread << 32 | step;
@@ -426,7 +500,7 @@ fn threads_share_the_heap() {
                         assert!(words(addr, pages).iter().step_by(64).all(|&word| word == mark));
                         words(addr, pages).fill(u64::MAX);
                         // SAFETY: this thread's run.
-                        unsafe { heap.free(addr, pages) };
+                        unsafe { heap.free(addr, pages, 0) };
                     }
                     match step % 64 {
                         0 => heap.tick(1000 + step),
@@ -436,7 +510,7 @@ fn threads_share_the_heap() {
                 }
                 for (addr, pages, _) in runs {
                     // SAFETY: this thread's run.
-                    unsafe { heap.free(addr, pages) };
+                    unsafe { heap.free(addr, pages, 0) };
                 }
             });
         }
@@ -502,14 +576,14 @@ impl Limit {
 #[cfg_attr(miri, ignore = "no fork")]
 fn a_child_of_fork_goes_on() {
     let heap = heap(8, 0);
-    let run = heap.allocate(10, 1).unwrap();
+    let run = heap.allocate(10, 1, Kind::Dense).unwrap();
     words(run.addr, 10).fill(5);
     in_child(heap, || {
-        let other = heap.allocate(10, 1);
+        let other = heap.allocate(10, 1, Kind::Dense);
         // SAFETY: the child has its own copy of everything.
-        unsafe { heap.free(run.addr, 10) };
+        unsafe { heap.free(run.addr, 10, 0) };
         heap.purge();
-        heap.allocate(10, 1).is_some_and(|run| run.zeroed) && other.is_some()
+        heap.allocate(10, 1, Kind::Dense).is_some_and(|run| run.zeroed) && other.is_some()
     });
     assert!(words(run.addr, 10).iter().all(|&word| word == 5));
 }
@@ -521,7 +595,7 @@ fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
     }
     let mut last = None;
     let mut count = 0;
-    while let Some(run) = heap.allocate(PAGES, 1) {
+    while let Some(run) = heap.allocate(PAGES, 1, Kind::Dense) {
         words(run.addr, PAGES)[0] = 1;
         last = Some(run.addr);
         count += 1;
@@ -529,17 +603,20 @@ fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
             return false;
         }
     }
-    let (Some(last), true) = (last, heap.allocate(1, 1).is_none()) else {
+    let (Some(last), true) = (last, heap.allocate(1, 1, Kind::Dense).is_none()) else {
         return false;
     };
     // SAFETY: allocated above.
-    unsafe { heap.free(last, PAGES) };
-    if heap.allocate(PAGES, 1).is_none() || heap.allocate(1, 1).is_some() {
+    unsafe { heap.free(last, PAGES, 0) };
+    if heap.allocate(PAGES, 1, Kind::Dense).is_none() || heap.allocate(1, 1, Kind::Dense).is_some() {
         return false;
     }
     let usage = heap.usage();
     let sum = usage.used_bytes + usage.free_resident_bytes + usage.returned_bytes;
-    sum == usage.committed && count * HUGE >= 100 << 20 && limit.set(u64::MAX) && heap.allocate(PAGES, 1).is_some()
+    sum == usage.committed
+        && count * HUGE >= 100 << 20
+        && limit.set(u64::MAX)
+        && heap.allocate(PAGES, 1, Kind::Dense).is_some()
 }
 
 /// Field `index` of `/proc/self/statm`, in bytes: 0 is address space, 5 is data.
@@ -578,5 +655,75 @@ proptest::proptest! {
         interval in proptest::sample::select(&[0u64, 50, 500, 5000]),
     ) {
         run_model(os_pages, interval, seed);
+    }
+}
+
+#[test]
+fn returned_pages_of_a_run_stay_returned() {
+    for os_pages in [1, 2] {
+        let heap = heap(8, os_pages);
+        let mut model = Model::new(heap);
+        let run = model.allocate(16, 1).addr().get();
+        let (addr, pages, _) = model.runs.remove(&run).unwrap();
+        words(addr, 16).fill(0);
+        // SAFETY: allocated above; pages 4 to 11 are zero, and count as if they were not resident.
+        unsafe { heap.free(addr, pages, 0xff0) };
+        assert_eq!(heap.usage().free_resident_bytes, 8 * PAGE);
+        let again = heap.allocate(16, 1, Kind::Dense).unwrap();
+        assert_eq!((again.addr, again.untouched, again.zeroed), (addr, 0xff0, false));
+        assert_eq!(heap.usage().free_resident_bytes, 0);
+        // SAFETY: the run was handed out above.
+        unsafe { heap.free(addr, 16, 0) };
+        let fresh = heap.allocate(100, 1, Kind::Dense).unwrap();
+        assert_eq!(fresh.untouched, !0xffff, "the first 64 pages are told of");
+    }
+}
+
+/// Spans of many blocks, most of which last, and runs of 8 to 224 aligned pages, most of which do not, under a load that
+/// swings by a factor of 5.
+#[test]
+#[cfg_attr(miri, ignore = "too many runs")]
+fn a_trace_leaves_few_huge_pages_partly_used() {
+    let heap = heap(512, 0);
+    heap.set_decay_ms(NEVER);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    // By the time at which they end.
+    let mut runs: BTreeMap<(u64, usize), (NonNull<u8>, usize)> = BTreeMap::new();
+    let (mut used, mut sum, mut samples) = (0, 0.0, 0);
+    for now in 0..300_000u64 {
+        while let Some(entry) = runs.first_entry().filter(|entry| entry.key().0 <= now) {
+            let (addr, pages) = entry.remove();
+            used -= pages;
+            // SAFETY: allocated below, and forgotten now.
+            unsafe { heap.free(addr, pages, 0) };
+        }
+        let dense = random.below(8) < 4;
+        let (pages, mean, kind): (usize, f64, Kind) = if dense {
+            let pages = [1, 2, 4, 8, 8, 8, 8, 9, 11, 13, 15][random.below(11)];
+            (pages, if random.below(4) == 0 { 20_000.0 } else { 2500.0 }, Kind::Dense)
+        } else {
+            let pages = [4, 5, 6, 7][random.below(4)] << (1 + random.below(5));
+            (pages, if random.below(20) == 0 { 5000.0 } else { 300.0 }, Kind::Sparse)
+        };
+        let wave = (1.0 + 0.7 * (now as f64 / 20_000.0 * core::f64::consts::TAU).sin()) / 1.7;
+        if (random.below(1000) as f64) < wave * 1000.0 {
+            let align = if dense { 1 } else { pages & pages.wrapping_neg() };
+            let run = heap.allocate(pages, align, kind).unwrap();
+            let life = -((random.below(1 << 30) + 1) as f64 / (1u64 << 30) as f64).ln() * mean;
+            used += pages;
+            runs.insert((now + life as u64 + 1, run.addr.addr().get()), (run.addr, pages));
+        }
+        if now > 20_000 && now % 500 == 0 {
+            let open = heap.usage().huge_pages * PAGES - heap.state().whole();
+            sum += open as f64 / used as f64;
+            samples += 1;
+        }
+    }
+    let mean = sum / f64::from(samples);
+    std::println!("{mean:.3}, {} MiB", heap.usage().huge_pages * 2);
+    assert!(mean < 1.5, "{mean}");
+    for (addr, pages) in runs.into_values() {
+        // SAFETY: allocated above.
+        unsafe { heap.free(addr, pages, 0) };
     }
 }

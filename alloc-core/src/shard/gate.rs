@@ -100,6 +100,10 @@ fn raise(id: u32) -> Option<&'static Shard> {
     if wanted <= made {
         return existing(id);
     }
+    let bytes = (wanted - made) * size_of::<Shard>();
+    if !limit::charge_metadata(bytes) {
+        return None;
+    }
     // Whole OS pages; shards beyond the limit on the last one are not used before it is raised to them.
     let os_page = mapping::page_size();
     let from = (made * size_of::<Shard>()).next_multiple_of(os_page);
@@ -109,10 +113,10 @@ fn raise(id: u32) -> Option<&'static Shard> {
         let start = unsafe { BASE.load(Ordering::Relaxed).cast::<u8>().add(from) };
         // SAFETY: as above, and not null.
         if !unsafe { mapping::commit(NonNull::new_unchecked(start), to - from) } {
+            limit::release(bytes);
             return None;
         }
     }
-    limit::account((wanted - made) * size_of::<Shard>());
     LIMIT.store(wanted, Ordering::Release);
     existing(id)
 }

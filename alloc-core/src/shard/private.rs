@@ -130,10 +130,12 @@ fn take(number: usize) -> bool {
     let os_page = mapping::page_size();
     let at = (BASE.load(Ordering::Relaxed).addr() + (number << SHARD_SHIFT)) & !(os_page - 1);
     let start = NonNull::new(BASE.load(Ordering::Relaxed).cast::<u8>().with_addr(at));
+    let charged = limit::charge_metadata(size_of::<Shard>());
     // SAFETY: whole pages of the reservation, which are ours.
-    let usable = start.is_some_and(|start| unsafe { mapping::commit(start, os_page.max(1 << SHARD_SHIFT)) });
-    if usable {
-        limit::account(size_of::<Shard>());
+    let commit = |start| unsafe { mapping::commit(start, os_page.max(1 << SHARD_SHIFT)) };
+    let usable = charged && start.is_some_and(commit);
+    if charged && !usable {
+        limit::release(size_of::<Shard>());
     }
     state.store(if usable { TAKEN } else { NEW }, Ordering::Release);
     usable

@@ -51,7 +51,9 @@ pub(super) fn play() {
         let fewer = before.counted - after.counted;
         // Without decay pages go back while they are freed, before it is their turn.
         let at_once = std::env::var("RSEQ_ALLOC").is_ok_and(|options| options.contains("decay=0"));
-        assert!(fewer == given_back || (at_once && fewer > given_back), "{given_back} given back: {before}\n{after}");
+        // Spans that become free with every other OS page returned give back the rest of these without telling.
+        let same = (given_back..=given_back + given_back / 1000).contains(&fewer);
+        assert!(same || (at_once && fewer > given_back), "{given_back} given back, {fewer} fewer: {before}\n{after}");
         if round % 2 == 1 {
             // Freed by this thread, allocated by others.
             kept.drain(..2);
