@@ -26,7 +26,7 @@
 
 use crate::fatal::{self, Seen};
 pub use crate::options::Refused;
-use crate::options::{DEFAULT_DECAY_MS, Options};
+use crate::options::{DEFAULT_DECAY_MS, Options, set_decay_ms};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
 use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
@@ -193,7 +193,7 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
 
 /// Whether freed memory is kept for a while, the default, or goes back to the operating system at once.
 pub fn set_decay(kept: bool) {
-    decay::set_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
+    set_decay_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
 }
 
 /// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `soft_limit` and `hard_limit` can

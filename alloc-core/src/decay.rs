@@ -10,13 +10,22 @@ pub(crate) fn set_ms(ms: u64) {
     large::set_decay_ms(ms);
 }
 
-/// Lets OS pages inside spans, free pages and cached large blocks go whose time has come. Called from slow paths only, where reading the coarse
-/// clock costs nothing that can be measured.
+/// Lets OS pages inside spans, free pages and cached large blocks go whose time has come. Called from slow paths only,
+/// where reading the coarse clock costs nothing that can be measured.
 pub(crate) fn tick() {
-    let now = os::clock::now_ms();
+    tick_at(os::clock::now_ms());
+}
+
+/// [`tick`] at a time of [`os::clock::now_ms`].
+pub(crate) fn tick_at(now: u64) {
     central::tick(now);
     pages::tick(now);
     large::tick(now);
+}
+
+/// Whether memory waits for its time to go back to the operating system.
+pub(crate) fn pending() -> bool {
+    [central::due(), pages::due(), large::due()].into_iter().any(|due| due != 0 && due != pages::NEVER)
 }
 
 /// Gives back all OS pages that no block in use overlaps and all cached large blocks; returns their bytes.

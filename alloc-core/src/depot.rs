@@ -6,12 +6,19 @@
 //!
 //! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the
 //! spans.
+//!
+//! Ageing: each class notes the least number of magazines it held since it was last looked at, [`PER_INTERVAL`] times in a
+//! decay interval. So many were not needed, and those leave, the longest unused ones first, to be emptied into their
+//! spans a few at a time. The idea is the low-water mark of jemalloc's and tcmalloc's caches.
 
+use crate::central;
 use crate::limit::cache_budget;
 use crate::magazine::{List, Owned};
+use crate::options::DEFAULT_DECAY_MS;
 use crate::os::futex::{Lock, Locked};
+use crate::pages::NEVER;
 use crate::size_class::{CLASSES, class};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 /// Bytes of free blocks of one class that the depot keeps. Producers and consumers that pass blocks at full speed have
@@ -22,7 +29,60 @@ const CLASS_MAGAZINES: usize = 128;
 /// Empty magazines that are kept for all classes together; 512 KiB.
 const EMPTY_MAX: usize = 256;
 
-static FULL: [CachePadded<Locked<List>>; CLASSES] = [const { CachePadded::new(Locked::new(List::new())) }; CLASSES];
+/// Looks at the classes in a decay interval: what leaves is to decay after that.
+const PER_INTERVAL: u64 = 8;
+/// Milliseconds between two looks at least.
+const LEAST_PERIOD: u64 = 10;
+/// Magazines that one tick empties: some 50 µs.
+const TICK_FLUSHES: usize = 16;
+
+/// The full magazines of a class.
+struct Shelf {
+    list: List,
+    /// The least number of them since [`Shelf::age`].
+    low: usize,
+}
+
+impl Shelf {
+    const fn new() -> Self {
+        Self { list: List::new(), low: 0 }
+    }
+
+    fn take(&mut self) -> Option<Owned> {
+        let magazine = self.list.pop();
+        self.low = self.low.min(self.list.len());
+        magazine
+    }
+
+    fn put(&mut self, magazine: Owned, limit: usize) -> Result<(), Owned> {
+        if self.list.len() >= limit {
+            return Err(magazine);
+        }
+        self.list.push(magazine);
+        Ok(())
+    }
+
+    /// Those that nobody needed since the last time.
+    fn age(&mut self) -> List {
+        let aged = self.list.cut(self.list.len().saturating_sub(self.low));
+        self.low = self.list.len();
+        aged
+    }
+
+    fn take_all(&mut self) -> List {
+        self.low = 0;
+        core::mem::replace(&mut self.list, List::new())
+    }
+}
+
+static FULL: [CachePadded<Locked<Shelf>>; CLASSES] = [const { CachePadded::new(Locked::new(Shelf::new())) }; CLASSES];
+/// Magazines of all classes on their way back to the spans, and how many they are.
+static LEAVING: CachePadded<Locked<List>> = CachePadded::new(Locked::new(List::new()));
+static LEAVING_LEN: AtomicUsize = AtomicUsize::new(0);
+/// When the classes are looked at next, in milliseconds. 0: the depot is empty; 1: soon; [`NEVER`].
+static DUE: AtomicU64 = AtomicU64::new(0);
+/// Milliseconds between two looks, or [`NEVER`].
+static PERIOD: AtomicU64 = AtomicU64::new(DEFAULT_DECAY_MS / PER_INTERVAL);
 static EMPTY: CachePadded<Locked<List>> = CachePadded::new(Locked::new(List::new()));
 
 /// Magazines handed over, in either direction.
@@ -31,7 +91,7 @@ static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 static RETRIES: AtomicU64 = AtomicU64::new(0);
 
 /// Runs `f` on a list under its lock.
-fn with<R>(list: &Locked<List>, f: impl FnOnce(&mut List) -> R) -> R {
+fn with<T, R>(list: &Locked<T>, f: impl FnOnce(&mut T) -> R) -> R {
     let mut guard = list.try_lock().unwrap_or_else(|| {
         RETRIES.fetch_add(1, Ordering::Relaxed);
         list.lock()
@@ -39,13 +99,13 @@ fn with<R>(list: &Locked<List>, f: impl FnOnce(&mut List) -> R) -> R {
     f(&mut guard)
 }
 
-fn of_class(class: usize) -> &'static Locked<List> {
+fn of_class(class: usize) -> &'static Locked<Shelf> {
     &FULL[if class < CLASSES { class } else { 0 }]
 }
 
 /// Takes a magazine with blocks of `class`.
 pub(crate) fn take_full(class: usize) -> Option<Owned> {
-    let magazine = with(of_class(class), List::pop)?;
+    let magazine = with(of_class(class), Shelf::take)?;
     EXCHANGES.fetch_add(1, Ordering::Relaxed);
     Some(magazine)
 }
@@ -54,14 +114,11 @@ pub(crate) fn take_full(class: usize) -> Option<Owned> {
 pub(crate) fn put_full(magazine: Owned) -> Result<(), Owned> {
     let bytes = magazine.capacity() * class(magazine.class()).size as usize;
     let limit = (cache_budget(CLASS_BUDGET) / bytes.max(1)).clamp(2, CLASS_MAGAZINES);
-    with(of_class(magazine.class()), |list| {
-        if list.len() >= limit {
-            return Err(magazine);
-        }
-        list.push(magazine);
-        Ok(())
-    })?;
+    with(of_class(magazine.class()), |shelf| shelf.put(magazine, limit))?;
     EXCHANGES.fetch_add(1, Ordering::Relaxed);
+    if DUE.load(Ordering::Relaxed) == 0 {
+        DUE.store(1, Ordering::Relaxed);
+    }
     Ok(())
 }
 
@@ -84,13 +141,79 @@ pub(crate) fn put_empty(magazine: Owned) {
     }
 }
 
+/// Sets the decay interval; see [`Decay`](crate::pages::Decay).
+pub(crate) fn set_decay_ms(ms: u64) {
+    PERIOD.store(if ms == NEVER { NEVER } else { (ms / PER_INTERVAL).max(LEAST_PERIOD) }, Ordering::Relaxed);
+    if DUE.load(Ordering::Relaxed) != 0 {
+        DUE.store(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether magazines wait until it is known that nobody needs them, or to be emptied.
+pub(crate) fn pending() -> bool {
+    let due = DUE.load(Ordering::Relaxed);
+    (due != 0 && due != NEVER) || LEAVING_LEN.load(Ordering::Relaxed) > 0
+}
+
+/// Does what is due at the time `now_ms`, on visits to a shard; two loads if there is nothing.
+#[inline]
+pub(crate) fn tick(now_ms: u64) {
+    let due = DUE.load(Ordering::Relaxed);
+    if due != 0 && due <= now_ms {
+        look(due, now_ms);
+    }
+    if LEAVING_LEN.load(Ordering::Relaxed) > 0 {
+        for mut magazine in core::iter::from_fn(next_leaving).take(TICK_FLUSHES) {
+            central::flush(&mut magazine);
+            put_empty(magazine);
+        }
+    }
+}
+
+/// Lets those magazines leave that nobody needed since the last look. Moves links only: at most [`CLASS_MAGAZINES`] under
+/// each lock.
+#[cold]
+fn look(due: u64, now_ms: u64) {
+    let next = now_ms.saturating_add(PERIOD.load(Ordering::Relaxed));
+    // One thread looks; and the first time after the depot was empty nobody does.
+    if DUE.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() || due == 1 || next == NEVER {
+        return;
+    }
+    let mut seen = 0;
+    for shelf in FULL.iter().skip(1) {
+        let (aged, kept) = with(shelf, |shelf| (shelf.age(), shelf.list.len()));
+        seen += aged.len() + kept;
+        if aged.len() > 0 {
+            with(&LEAVING, |list| {
+                list.append(aged);
+                LEAVING_LEN.store(list.len(), Ordering::Relaxed);
+            });
+        }
+    }
+    if seen == 0 {
+        let _ = DUE.compare_exchange(next, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// The next magazine to be emptied.
+fn next_leaving() -> Option<Owned> {
+    with(&LEAVING, |list| {
+        let magazine = list.pop();
+        LEAVING_LEN.store(list.len(), Ordering::Relaxed);
+        magazine
+    })
+}
+
 /// Takes everything: calls `flush` with each magazine that has blocks, outside of the locks.
 pub(crate) fn drain(mut flush: impl FnMut(Owned)) {
     for list in &FULL {
-        let mut taken = with(list, |list| core::mem::replace(list, List::new()));
+        let mut taken = with(list, Shelf::take_all);
         while let Some(magazine) = taken.pop() {
             flush(magazine);
         }
+    }
+    while let Some(magazine) = next_leaving() {
+        flush(magazine);
     }
     let mut taken = with(&EMPTY, |list| core::mem::replace(list, List::new()));
     while let Some(magazine) = taken.pop() {
@@ -110,23 +233,60 @@ pub(crate) struct Usage {
 
 /// What is in the depot, and what passed through it.
 pub(crate) fn usage() -> Usage {
-    let cached = (1..CLASSES).map(|c| with(of_class(c), |list| list.blocks()) * class(c).size as usize).sum();
+    let shelves: usize = (1..CLASSES).map(|c| with(of_class(c), |shelf| shelf.list.bytes())).sum();
+    let cached = shelves + with(&LEAVING, |list| list.bytes());
     Usage { cached, exchanges: EXCHANGES.load(Ordering::Relaxed), retries: RETRIES.load(Ordering::Relaxed) }
 }
 
 /// All locks of this layer, in their order, for the fork handlers.
 pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
-    FULL.iter().map(|list| list.raw()).chain([EMPTY.raw()])
+    FULL.iter().map(|list| list.raw()).chain([LEAVING.raw(), EMPTY.raw()])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::central;
     use crate::size_class::{bin, class_of_bin};
     use proptest::prelude::*;
     extern crate std;
     use std::collections::BTreeSet;
+
+    /// A magazine of `class` that looks as if it had a block, and is never emptied into spans.
+    fn fake(class_index: usize) -> Owned {
+        let mut magazine = Owned::new().unwrap();
+        magazine.prepare(class_index, 4);
+        assert!(magazine.push(4096));
+        magazine
+    }
+
+    /// Promise: of the magazines of a class, those go that were not needed since the last look, and no others.
+    #[test]
+    fn what_was_not_needed_ages() {
+        let mut shelf = Shelf::new();
+        let mut all: std::vec::Vec<usize> = std::vec::Vec::new();
+        for _ in 0..10 {
+            let magazine = fake(3);
+            all.push(magazine.address());
+            assert!(shelf.put(magazine, 10).is_ok());
+        }
+        assert!(shelf.put(fake(3), 10).is_err());
+        assert_eq!(shelf.age().len(), 0, "nobody has looked at them before");
+        // Six are needed at one time, so four were not: the oldest.
+        let held: std::vec::Vec<Owned> = (0..6).map(|_| shelf.take().unwrap()).collect();
+        for magazine in held.into_iter().rev() {
+            assert!(shelf.put(magazine, 10).is_ok());
+        }
+        let mut aged = shelf.age();
+        assert_eq!((aged.len(), shelf.list.len()), (4, 6));
+        while let Some(magazine) = aged.pop() {
+            assert!(all[..4].contains(&magazine.address()));
+        }
+        let one = shelf.take().unwrap();
+        assert_eq!(shelf.age().len(), 5, "the taken one was needed");
+        assert!(shelf.put(one, 10).is_ok());
+        assert_eq!(shelf.age().len(), 0);
+        assert_eq!((shelf.age().len(), shelf.list.len()), (1, 0));
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]

@@ -47,8 +47,8 @@ impl RseqAlloc {
     }
 
     /// Over how many milliseconds free pages go back to the operating system: 10 000 by default, 0 for at once,
-    /// `u64::MAX` for never. Calls that reach a slow path drive it; while a program only hits in its magazines, nothing
-    /// goes back. `RSEQ_ALLOC=decay=…` overrides it.
+    /// `u64::MAX` for never. Calls that reach a slow path drive it, and while memory waits, rare calls are made to;
+    /// a program that makes none at all gives nothing back. `RSEQ_ALLOC=decay=…` overrides it.
     pub const fn decay_ms(mut self, ms: u64) -> Self {
         self.options.decay_ms = ms;
         self

@@ -24,6 +24,7 @@
 //! * No slot below the top holds 0.
 
 use crate::meta::{Pool, PoolItem};
+use crate::size_class::class;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
@@ -371,18 +372,38 @@ impl List {
         class.map(|class| (class, self.len - before))
     }
 
-    /// Pointers in all its magazines.
-    pub(crate) fn blocks(&self) -> usize {
-        let mut blocks = 0;
+    /// Cuts off all but the `keep` magazines that were added last.
+    pub(crate) fn cut(&mut self, keep: usize) -> List {
+        let mut kept = List::new();
+        while kept.len < keep
+            && let Some(magazine) = self.pop()
+        {
+            kept.push(magazine);
+        }
+        let rest = core::mem::replace(self, List::new());
+        self.append(kept);
+        rest
+    }
+
+    /// Adds all magazines of another list, in the reverse order.
+    pub(crate) fn append(&mut self, mut other: List) {
+        while let Some(magazine) = other.pop() {
+            self.push(magazine);
+        }
+    }
+
+    /// Bytes of the blocks in all its magazines.
+    pub(crate) fn bytes(&self) -> usize {
+        let mut bytes = 0;
         let mut at = self.head;
         while at != 0 {
             let magazine = core::ptr::with_exposed_provenance::<Magazine>(at);
             // SAFETY: an element of this list, which the caller holds.
             let m = unsafe { &*magazine };
-            blocks += usize::from(m.count.load(Relaxed));
+            bytes += usize::from(m.count.load(Relaxed)) * class(usize::from(m.class.load(Relaxed))).size as usize;
             at = m.link.load(Relaxed);
         }
-        blocks
+        bytes
     }
 }
 
@@ -435,7 +456,14 @@ mod tests {
             assert!(m.push(8));
             list.push(m);
         }
-        assert_eq!((list.len(), list.blocks()), (3, 3));
+        assert_eq!((list.len(), list.bytes()), (3, 8 + 16 + 24));
+        assert_eq!(list.cut(3).len(), 0);
+        let mut oldest = list.cut(1);
+        assert_eq!((oldest.len(), oldest.bytes(), list.len(), list.bytes()), (2, 8 + 16, 1, 24));
+        oldest.append(list);
+        let all = oldest.cut(0);
+        assert_eq!((oldest.len(), oldest.bytes(), all.len()), (0, 0, 3));
+        let mut list = all;
         for class in (1..4).rev() {
             let mut m = list.pop().unwrap();
             assert_eq!(m.class(), class);

@@ -7,7 +7,7 @@
 use crate::fatal::Line;
 use crate::limit::{self, Limit};
 use crate::os::huge::{self, HugePages};
-use crate::{decay, shard};
+use crate::{decay, depot, shard};
 use core::ffi::CStr;
 
 /// What the caches are indexed by.
@@ -90,12 +90,18 @@ impl Options {
 
     /// Hands each layer its part.
     pub(crate) fn apply(&self) {
-        decay::set_ms(self.decay_ms);
+        set_decay_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
         limit::set_soft(self.soft_limit);
         limit::set_hard(self.hard_limit);
         huge::set(self.huge_pages);
     }
+}
+
+/// Sets the interval of all that decays.
+pub(crate) fn set_decay_ms(ms: u64) {
+    depot::set_decay_ms(ms);
+    decay::set_ms(ms);
 }
 
 /// Something of `name=value,name=value` made no sense, or came too late.
@@ -110,7 +116,7 @@ pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
     for part in parts(text) {
         let problem = match setting(part) {
             Ok(Setting::Decay(ms)) => {
-                decay::set_ms(ms);
+                set_decay_ms(ms);
                 continue;
             }
             Ok(Setting::Budget(bytes)) => {

@@ -28,7 +28,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use lists::{Ring, Spans};
 use span::{Pages, Span};
-pub(crate) use sweep::{return_pages, set_decay_ms, tick};
+pub(crate) use sweep::{due, return_pages, set_decay_ms, tick};
 
 /// The spans of one class and their sums.
 struct Central {

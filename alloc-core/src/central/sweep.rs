@@ -114,6 +114,12 @@ pub(super) fn something_changed(class: usize) {
     }
 }
 
+/// The time in milliseconds from which [`tick`] has something to do; 0 or [`NEVER`]: never, as things are.
+#[inline]
+pub(crate) fn due() -> u64 {
+    DUE.load(Ordering::Relaxed)
+}
+
 /// Does a bounded part of what decay asks for at the time `now_ms`; one load if there is nothing to do.
 #[inline]
 pub(crate) fn tick(now_ms: u64) {

@@ -543,6 +543,12 @@ pub(crate) fn tick(now_ms: u64) {
     HEAP.tick(now_ms);
 }
 
+/// The time in milliseconds from which [`tick`] has something to do; 0: never, as things are.
+#[inline]
+pub(crate) fn due() -> u64 {
+    HEAP.due.load(Ordering::Relaxed)
+}
+
 /// Gives back all that is kept. Returns the bytes.
 pub(crate) fn purge() -> usize {
     HEAP.purge()

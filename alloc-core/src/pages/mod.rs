@@ -124,6 +124,12 @@ pub(crate) fn tick(now_ms: u64) {
     HEAP.tick(now_ms);
 }
 
+/// The time in milliseconds from which [`tick`] has something to do; 0: never, as things are.
+#[inline]
+pub(crate) fn due() -> u64 {
+    HEAP.due.load(core::sync::atomic::Ordering::Relaxed)
+}
+
 /// [`PageHeap::purge`] for the heap of the process.
 pub(crate) fn purge() -> usize {
     HEAP.purge()

@@ -25,12 +25,13 @@ pub(crate) mod drain;
 pub(crate) mod gate;
 pub(crate) mod private;
 mod protocol;
+mod toll;
 pub(crate) mod vcpu;
 
 use crate::fatal::{self, Seen};
 use crate::magazine::{self, List, MAGAZINE, NONE, Owned, depth_of_chain, depth_of_list, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
-use crate::{central, decay, depot, limit};
+use crate::{central, decay, depot, limit, os};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -65,6 +66,7 @@ pub(crate) struct Shard {
     hand: AtomicUsize,
     /// Magazines exchanged with a header.
     exchanges: AtomicU64,
+    toll: toll::Toll,
 }
 
 const _: () = {
@@ -131,7 +133,6 @@ fn capacity(class_index: usize) -> usize {
 /// Notes that a class went past its shard. Classes that do so often get deeper magazines: 59, 123, 251 pointers, at
 /// most what their size allows. Lost counts do no harm.
 fn miss(class_index: usize) {
-    decay::tick();
     let depth = depth(class_index);
     let misses = depth.misses.load(Ordering::Relaxed).saturating_add(1);
     if misses < GROW_AFTER {
@@ -211,6 +212,9 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         // Somebody else put blocks there in between.
         return Visit::Again;
     }
+    if toll::aside(access, bin, tick()) {
+        return Visit::Bypass;
+    }
     let Some(mut magazine) = filled_magazine(access, class_index) else { return Visit::Done(0) };
     let Some(block) = magazine.pop() else {
         stash_empty(access, magazine);
@@ -222,6 +226,14 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         stash(access, magazine);
     }
     Visit::Done(block)
+}
+
+/// What is due in the layers below, on a visit. Returns the time in milliseconds.
+fn tick() -> u64 {
+    let now = os::clock::now_ms();
+    decay::tick_at(now);
+    depot::tick(now);
+    now
 }
 
 /// Whether the shard has blocks of `bin`, as a hint.
@@ -333,16 +345,25 @@ fn give_up_another(access: &impl Access, bin: usize) {
         if hand == bin || magazine::neighbours(top) == (NONE, NONE) {
             continue;
         }
-        if access.replace(hand, top, NONE).is_ok() {
-            let mut chain = List::new();
-            // SAFETY: winning the replacement gave the caller exclusive ownership.
-            unsafe { take_chain(shard, top, &mut chain) };
-            while let Some(magazine) = chain.pop() {
-                stash(access, magazine);
-            }
-        }
+        unload(access, hand);
         return;
     }
+}
+
+/// Leaves a header without a magazine and gives what its chain held to the depot. Whether there was anything.
+fn unload(access: &impl Access, bin: usize) -> bool {
+    let shard = access.shard();
+    let top = shard.top(bin).load(Ordering::Relaxed);
+    if top == NONE || access.replace(bin, top, NONE).is_err() {
+        return false;
+    }
+    let mut chain = List::new();
+    // SAFETY: winning the replacement gave the caller exclusive ownership.
+    unsafe { take_chain(shard, top, &mut chain) };
+    while let Some(magazine) = chain.pop() {
+        stash(access, magazine);
+    }
+    true
 }
 
 /// Finds a place for a magazine, filled or empty.
@@ -407,6 +428,9 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     }
     if !magazine::is_full(top) {
         return Visit::Again;
+    }
+    if toll::aside(access, bin, tick()) {
+        return Visit::Bypass;
     }
     let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
     magazine.prepare(class_index, capacity(class_index));

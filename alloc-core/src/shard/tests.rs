@@ -13,6 +13,13 @@ extern crate std;
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
+/// A shard that nobody else knows.
+pub(super) fn alone() -> arena::OnArena {
+    let shard = crate::meta::alloc(size_of::<Shard>(), align_of::<Shard>()).unwrap();
+    // SAFETY: fresh zeroed memory of the right size and alignment, which is never freed.
+    arena::OnArena::owned(unsafe { shard.cast().as_ref() })
+}
+
 /// Bursts of allocations (positive) and frees (negative), with the end to free from.
 fn bursts() -> impl Strategy<Value = Vec<(i32, bool)>> {
     proptest::collection::vec((-600..600i32, any::<bool>()), 1..40)
