@@ -56,7 +56,7 @@ pub extern "C" fn rseqalloc_purge() -> usize {
     alloc_core::purge()
 }
 
-/// Changes options while the process runs: `decay=`, `budget=`, `soft_limit=` and `hard_limit=` as in the environment
+/// Changes options while the process runs: `decay=`, `budget=`, `background=`, `soft_limit=` and `hard_limit=` as in the environment
 /// variable `RSEQ_ALLOC`. Returns 0, or `EINVAL` if a part made no sense or came too late (`index=` and `thp=`, which the
 /// first allocation decides); such a part is named on file descriptor 2, and the others apply.
 ///

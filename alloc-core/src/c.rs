@@ -30,7 +30,7 @@ use crate::options::{DEFAULT_DECAY_MS, Options, set_decay_ms};
 use crate::shard::displacement;
 use crate::shard::gate::fast;
 use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
-use crate::{decay, front, large, map, mode, setup};
+use crate::{background, decay, front, large, map, mode, setup};
 use core::ptr::{NonNull, null_mut};
 
 /// What every block is aligned to: `alignof(max_align_t)` on x86-64 and aarch64.
@@ -130,7 +130,10 @@ unsafe extern "C" fn free_slow(block: *mut u8) {
         map::NONE => fatal::foreign(block.addr(), Seen::Now),
         // SAFETY: a large block that is looked up before it is believed.
         map::LARGE => match unsafe { large::free(start) } {
-            Ok(()) => decay::tick(),
+            Ok(()) => {
+                decay::tick();
+                background::nudge();
+            }
             Err(large::NotOurs) => fatal::foreign(block.addr(), Seen::Now),
         },
         class => front::free_slow(block, displacement(last_bin_of_class(usize::from(class))), &OPTIONS),
@@ -196,7 +199,7 @@ pub fn set_decay(kept: bool) {
     set_decay_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
 }
 
-/// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `soft_limit` and `hard_limit` can
+/// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `background`, `soft_limit` and `hard_limit` can
 /// change at any time, `index` and `thp` are decided by the first allocation.
 ///
 /// # Errors

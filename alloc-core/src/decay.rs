@@ -23,9 +23,16 @@ pub(crate) fn tick_at(now: u64) {
     large::tick(now);
 }
 
+/// The time in milliseconds from which the next of all has something to do; 0 or [`pages::NEVER`]: never, as things are.
+pub(crate) fn next_due() -> u64 {
+    let dues = [central::due(), pages::due(), large::due()];
+    dues.into_iter().filter(|&due| due != 0).min().unwrap_or(0)
+}
+
 /// Whether memory waits for its time to go back to the operating system.
 pub(crate) fn pending() -> bool {
-    [central::due(), pages::due(), large::due()].into_iter().any(|due| due != 0 && due != pages::NEVER)
+    let due = next_due();
+    due != 0 && due != pages::NEVER
 }
 
 /// Gives back all OS pages that no block in use overlaps and all cached large blocks; returns their bytes.

@@ -149,10 +149,15 @@ pub(crate) fn set_decay_ms(ms: u64) {
     }
 }
 
+/// The time in milliseconds from which [`tick`] has something to do; 0 or [`NEVER`]: never, as things are.
+pub(crate) fn due() -> u64 {
+    if LEAVING_LEN.load(Ordering::Relaxed) > 0 { 1 } else { DUE.load(Ordering::Relaxed) }
+}
+
 /// Whether magazines wait until it is known that nobody needs them, or to be emptied.
 pub(crate) fn pending() -> bool {
-    let due = DUE.load(Ordering::Relaxed);
-    (due != 0 && due != NEVER) || LEAVING_LEN.load(Ordering::Relaxed) > 0
+    let due = due();
+    due != 0 && due != NEVER
 }
 
 /// Does what is due at the time `now_ms`, on visits to a shard; two loads if there is nothing.

@@ -24,7 +24,7 @@
 
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate, private};
-use crate::{central, depot, front, large, magazine, meta, pages, setup};
+use crate::{background, central, depot, front, large, magazine, meta, pages, setup};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Installs the handlers, when a set-up begins; once, though a set-up may be begun again. True the first time.
@@ -122,6 +122,7 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     setup::in_child();
+    background::in_child();
     private::in_child();
     // SAFETY: taken by `before`; the child has one thread, so nobody waits.
     unsafe { meta::reset_after_fork() };

@@ -20,7 +20,7 @@ use crate::shard::gate::{FAST, fast};
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin};
-use crate::{central, decay, large, limit, map, os};
+use crate::{background, central, decay, large, limit, map, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -137,7 +137,9 @@ fn find_large<T>(options: &Options, size: usize, align: usize, mut attempt: impl
     }
     setup::decide_if_undecided(options);
     decay::tick();
-    attempt().or_else(|| recover(attempt))
+    let found = attempt().or_else(|| recover(attempt));
+    background::nudge();
+    found
 }
 
 /// As [`large::resize`], once more after everything free was given back if a limit refused it: the copy that follows
@@ -157,7 +159,10 @@ fn free_large(block: *mut u8, size: usize) {
     check_large(block, size);
     // SAFETY: a large block that is looked up before it is believed.
     match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
-        Some(Ok(())) => decay::tick(),
+        Some(Ok(())) => {
+            decay::tick();
+            background::nudge();
+        }
         _ => fatal::foreign(block.addr(), Seen::Now),
     }
 }
@@ -207,6 +212,7 @@ fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
         Some(block) => block,
         None => central::allocate_one(class_of_bin(bin)).map_or(0, |block| block.as_ptr().expose_provenance()),
     };
+    background::nudge();
     if block != 0 {
         return core::ptr::with_exposed_provenance_mut(block);
     }
@@ -227,6 +233,7 @@ pub(crate) fn free_slow(block: *mut u8, displacement: usize, options: &Options) 
     if done.is_none() {
         central::free_one(class_of_bin(bin), block);
     }
+    background::nudge();
 }
 
 /// Runs `on_vcpu` or `on_arena` with the thread's shard until it is done; `None` if the call is to do without one.

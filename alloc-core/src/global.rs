@@ -48,7 +48,8 @@ impl RseqAlloc {
 
     /// Over how many milliseconds free pages go back to the operating system: 10 000 by default, 0 for at once,
     /// `u64::MAX` for never. Calls that reach a slow path drive it, and while memory waits, rare calls are made to;
-    /// a program that makes none at all gives nothing back. `RSEQ_ALLOC=decay=…` overrides it.
+    /// a program that makes none at all gives nothing back without
+    /// a [`background_thread`](Self::background_thread). `RSEQ_ALLOC=decay=…` overrides it.
     pub const fn decay_ms(mut self, ms: u64) -> Self {
         self.options.decay_ms = ms;
         self
@@ -58,6 +59,14 @@ impl RseqAlloc {
     /// `RSEQ_ALLOC=budget=…` overrides it.
     pub const fn shard_budget(mut self, bytes: usize) -> Self {
         self.options.shard_budget = bytes;
+        self
+    }
+
+    /// Whether a thread of the allocator's own gives memory back, for processes that fall silent: off by default. It is
+    /// created when there is something to give back, sleeps while there is nothing, has all signals blocked and is
+    /// named `rseq-alloc`. `RSEQ_ALLOC=background=on` or `off` overrides it.
+    pub const fn background_thread(mut self, on: bool) -> Self {
+        self.options.background = on;
         self
     }
 

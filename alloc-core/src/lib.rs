@@ -75,6 +75,7 @@
 
 #![no_std]
 
+mod background;
 pub mod c;
 mod central;
 mod decay;

@@ -7,7 +7,7 @@
 use crate::fatal::Line;
 use crate::limit::{self, Limit};
 use crate::os::huge::{self, HugePages};
-use crate::{decay, depot, shard};
+use crate::{background, decay, depot, shard};
 use core::ffi::CStr;
 
 /// What the caches are indexed by.
@@ -30,6 +30,7 @@ pub(crate) struct Options {
     pub(crate) index: IndexChoice,
     pub(crate) decay_ms: u64,
     pub(crate) shard_budget: usize,
+    pub(crate) background: bool,
     pub(crate) soft_limit: Limit,
     pub(crate) hard_limit: Limit,
     pub(crate) huge_pages: HugePages,
@@ -48,6 +49,7 @@ impl Options {
             index: IndexChoice::Auto,
             decay_ms: DEFAULT_DECAY_MS,
             shard_budget: shard::DEFAULT_BUDGET,
+            background: false,
             soft_limit: Limit::None,
             hard_limit: Limit::None,
             huge_pages: HugePages::System,
@@ -82,6 +84,7 @@ impl Options {
             Setting::Index(index) => self.index = index,
             Setting::Decay(ms) => self.decay_ms = ms,
             Setting::Budget(bytes) => self.shard_budget = bytes,
+            Setting::Background(on) => self.background = on,
             Setting::SoftLimit(limit) => self.soft_limit = limit,
             Setting::HardLimit(limit) => self.hard_limit = limit,
             Setting::HugePages(choice) => self.huge_pages = choice,
@@ -92,6 +95,7 @@ impl Options {
     pub(crate) fn apply(&self) {
         set_decay_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
+        background::set(self.background);
         limit::set_soft(self.soft_limit);
         limit::set_hard(self.hard_limit);
         huge::set(self.huge_pages);
@@ -108,7 +112,7 @@ pub(crate) fn set_decay_ms(ms: u64) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// Applies what can change while the process runs, `decay`, `budget` and the limits, in the form that the environment
+/// Applies what can change while the process runs, `decay`, `budget`, `background` and the limits, in the form that the environment
 /// variable has.
 /// Parts that make no sense or come too late are named in a line on file descriptor 2 and ignored.
 pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
@@ -121,6 +125,10 @@ pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
             }
             Ok(Setting::Budget(bytes)) => {
                 shard::set_budget(bytes);
+                continue;
+            }
+            Ok(Setting::Background(on)) => {
+                background::set(on);
                 continue;
             }
             Ok(Setting::SoftLimit(limit)) => {
@@ -149,6 +157,7 @@ enum Setting {
     SoftLimit(Limit),
     HardLimit(Limit),
     HugePages(HugePages),
+    Background(bool),
 }
 
 /// The parts of `name=value,name=value`.
@@ -186,7 +195,12 @@ fn setting(part: &[u8]) -> Result<Setting, &'static str> {
             b"off" => Ok(Setting::HugePages(HugePages::Off)),
             _ => Err("expected system, on or off"),
         },
-        _ => Err("unknown name; there are index, decay, budget, soft_limit, hard_limit and thp"),
+        b"background" => match value {
+            b"on" => Ok(Setting::Background(true)),
+            b"off" => Ok(Setting::Background(false)),
+            _ => Err("expected on or off"),
+        },
+        _ => Err("unknown name; there are index, decay, budget, soft_limit, hard_limit, thp and background"),
     }
 }
 
@@ -254,8 +268,14 @@ mod tests {
 
     #[test]
     fn good_values() {
-        let (options, warnings) = parsed("index=cpu_id,decay=250,budget=3M,");
-        let expected = Options { index: IndexChoice::CpuId, decay_ms: 250, shard_budget: 3 << 20, ..Options::new() };
+        let (options, warnings) = parsed("index=cpu_id,decay=250,budget=3M,background=on,");
+        let expected = Options {
+            index: IndexChoice::CpuId,
+            decay_ms: 250,
+            shard_budget: 3 << 20,
+            background: true,
+            ..Options::new()
+        };
         assert_eq!(options, expected);
         assert_eq!(warnings, 0);
         assert_eq!(parsed("decay=never").0.decay_ms, u64::MAX);
@@ -282,6 +302,7 @@ mod tests {
             "soft_limit=%",
             "soft_limit=-1",
             "thp=always",
+            "background=1",
         ] {
             assert_eq!(parsed(text), (Options::new(), 1), "{text}");
         }

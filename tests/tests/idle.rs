@@ -1,5 +1,6 @@
 //! What a process gives back that has become quiet. Promise: with light activity memory goes back along the curve of decay,
-//! although that activity only hits; a silent process keeps it.
+//! although that activity only hits; with the background thread a silent process gives back as well, in vCPU mode, on arenas,
+//! and in a child of fork, and the thread sleeps when nothing is left to be done.
 //!
 //! Each scene is a process of its own, with its options in the environment.
 
@@ -33,7 +34,10 @@ const SCENES: &[(&str, &str, fn())] = &[
     ("light", "index=auto", light_activity),
     ("light_arenas", "index=arenas", light_activity),
     ("one_size", "index=auto", light_activity_of_another_size),
-    ("kept", "index=auto", kept_when_silent),
+    ("silent", "background=on", silent),
+    ("silent_arenas", "background=on,index=arenas", silent),
+    ("silent_child", "background=on", silent_child),
+    ("kept", "background=off", kept_when_silent),
 ];
 
 fn main() -> ExitCode {
@@ -46,7 +50,10 @@ fn main() -> ExitCode {
         Check::new("light_activity_follows_the_curve", || run("light")),
         Check::new("light_activity_on_arenas_follows_the_curve", || run("light_arenas")),
         Check::new("light_activity_of_another_size_follows_the_curve", || run("one_size")),
-        Check::new("silence_gives_nothing_back", || run("kept")),
+        Check::new("a_silent_process_gives_back_by_its_thread", || run("silent")),
+        Check::new("a_silent_process_on_arenas_gives_back_by_its_thread", || run("silent_arenas")),
+        Check::new("a_silent_child_of_fork_gives_back_by_its_thread", || run("silent_child")),
+        Check::new("without_the_thread_there_is_none", || run("kept")),
     ]])
 }
 
@@ -168,10 +175,65 @@ fn light_activity_of_another_size() {
     expect_curve(Instant::now(), before, peak, pairs(|| 64));
 }
 
-/// Nothing runs beside the program: what is free stays until the program comes back.
+/// The thread of the allocator in this process, if there is one: its directory in procfs.
+fn background() -> Option<std::path::PathBuf> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
+    let named =
+        |path: &std::path::PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "rseq-alloc\n");
+    tasks.map(|task| task.expect("an entry").path()).find(named)
+}
+
+fn silent() {
+    let (before, peak) = rise_and_fall(sizes(1));
+    expect_curve(Instant::now(), before, peak, || std::thread::sleep(Duration::from_millis(10)));
+    let thread = background().expect("the thread runs");
+    let status = || std::fs::read_to_string(thread.join("status")).expect("procfs");
+    let field = |name: &str| status().lines().find_map(|line| line.strip_prefix(name).map(|v| v.trim().to_owned()));
+    let blocked = u64::from_str_radix(&field("SigBlk:").expect("a mask"), 16).expect("a number");
+    // All but SIGKILL and SIGSTOP, which cannot be blocked, and the two that glibc keeps for itself.
+    let expected = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1) | 0b11 << 31);
+    assert_eq!(blocked & expected, expected, "all signals are blocked");
+    let mut text = [0_u8; 4096];
+    let path = std::ffi::CString::new(thread.join("status").into_os_string().into_encoded_bytes()).expect("a path");
+    // What the reading above has left is given back meanwhile; then it sleeps.
+    std::thread::sleep(2 * DECAY);
+    let mut switches = || {
+        // SAFETY: a valid path.
+        let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY) };
+        // SAFETY: the buffer is valid for its length.
+        let len = unsafe { libc::read(file, text.as_mut_ptr().cast(), text.len()) };
+        // SAFETY: opened above.
+        unsafe { libc::close(file) };
+        let text = std::str::from_utf8(&text[..len as usize]).expect("ASCII");
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|number| number.trim().parse::<u64>().ok()).expect("a number")
+    };
+    let before = switches();
+    std::thread::sleep(Duration::from_millis(3000));
+    let after = switches();
+    println!("switches of the thread: {before}, three seconds later {after}");
+    assert_eq!(before, after, "the thread wakes up although nothing is to be done");
+}
+
+/// The thread does not survive a fork; the child creates its own.
+fn silent_child() {
+    drop(vec![1_u8; 3 * MIB]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(background().is_some(), "the thread is created when there is something to give back");
+    child::fork(Duration::from_secs(60), || {
+        assert!(background().is_none(), "a thread of the parent's in the child");
+        let (before, peak) = rise_and_fall(sizes(1));
+        expect_curve(Instant::now(), before, peak, || std::thread::sleep(Duration::from_millis(10)));
+        assert!(background().is_some());
+    })
+    .expect("the child");
+}
+
+/// Without the option nothing runs beside the program: what is free stays until the program comes back.
 fn kept_when_silent() {
     let (before, peak) = rise_and_fall(sizes(1));
     std::thread::sleep(2 * DECAY);
     let now = resident().saturating_sub(before);
     assert!(now > (peak - before) / 2, "{now} bytes are resident: who gave the others back?");
+    assert!(background().is_none());
 }
