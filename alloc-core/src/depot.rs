@@ -30,7 +30,7 @@ const CLASS_MAGAZINES: usize = 128;
 const EMPTY_MAX: usize = 256;
 
 /// Looks at the classes in a decay interval: what leaves is to decay after that.
-const PER_INTERVAL: u64 = 8;
+const PER_INTERVAL: u64 = 16;
 /// Milliseconds between two looks at least.
 const LEAST_PERIOD: u64 = 10;
 /// Magazines that one tick empties: some 50 µs.

@@ -91,11 +91,12 @@ impl Owned {
         let magazine = POOL.get()?;
         let new = Self(magazine);
         let m = new.get();
+        // Written before it is read: a fresh page that is read first costs two faults.
+        m.count.store(0, Relaxed);
         // All zero when it is new, and then there is a sentinel everywhere.
         if m.capacity.load(Relaxed) == 0 {
             m.capacity.store(CAPACITY as u16, Relaxed);
         }
-        m.count.store(0, Relaxed);
         Some(new)
     }
 
