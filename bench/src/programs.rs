@@ -125,6 +125,11 @@ impl Programs {
             progress.line(&format!("building for {build}, static"));
             let mut arguments = vec!["rustc", "--release", "-p", "bench-child", "--bin", "hello"];
             arguments.extend(&features);
+            if feature == Some("rseq") {
+                // Cargo gives the flag below to the last crate alone. What this one would learn from it, if it were given
+                // to all, this tells it: that libc's registration is to be found by weak references.
+                arguments.extend(["--features", "alloc-core/weak-libc-symbols"]);
+            }
             let search = format!("native={}", self.static_libraries()?.display());
             self.cargo(&arguments, &["-C", "target-feature=+crt-static", "-L", &search])?;
             copy(&self.target.join("release/hello"), &folder.join(Program::StaticHello.file()))?;

@@ -11,6 +11,8 @@
 //! list      seal? then leave; load head (and its next), commit the new head
 //! ```
 //!
+//! A replacement installs another magazine, or none where one is unloaded.
+//!
 //! A section notices before each of its steps that it was aborted, and its commit is its last step. A fence aborts the
 //! sections that are running and waits until each has noticed or ended; sections that begin later are not waited for.
 //! A preemption ends a section and lets another thread of the same vCPU run. The checker explores sequentially
@@ -296,6 +298,18 @@ impl<'a> Running<'a> {
         Ok(Ok(()))
     }
 
+    /// Takes the loaded magazine out, whatever it holds, and leaves none.
+    fn unload(&mut self) {
+        let seen = self.shard.header.0.load(SeqCst);
+        if seen == DUMMY {
+            return;
+        }
+        if let Ok(Ok(())) = self.replace(seen, DUMMY) {
+            self.model.claim(magazine_of(seen));
+            self.model.to_depot(seen);
+        }
+    }
+
     fn alloc(&mut self) -> usize {
         for _ in 0..PATIENCE {
             match self.pop() {
@@ -507,6 +521,9 @@ fn execution(fault: Fault) {
                 let mut held = Vec::new();
                 for _ in 0..OPERATIONS {
                     let mut running = Running::new(&model, index);
+                    if thread_rng().gen_bool(0.15) {
+                        running.unload();
+                    }
                     // Runs of allocations and runs of frees, so that tops reach both ends.
                     if held.is_empty() || thread_rng().gen_bool(0.6) {
                         held.push(running.alloc());

@@ -213,7 +213,7 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         return Visit::Again;
     }
     if toll::aside(access, bin, tick()) {
-        return Visit::Bypass;
+        return allocate_aside(access, class_index);
     }
     let Some(mut magazine) = filled_magazine(access, class_index) else { return Visit::Done(0) };
     let Some(block) = magazine.pop() else {
@@ -226,6 +226,25 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         stash(access, magazine);
     }
     Visit::Done(block)
+}
+
+/// A block for a bin that is to stay without a magazine: from one of the depot, else from the spans.
+fn allocate_aside(access: &impl Access, class_index: usize) -> Visit<usize> {
+    let Some(mut magazine) = depot::take_full(class_index) else { return Visit::Bypass };
+    let block = magazine.pop();
+    stash(access, magazine);
+    block.map_or(Visit::Bypass, Visit::Done)
+}
+
+/// Returns a block of such a bin: to a magazine of the depot if it has room, else to the spans.
+fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<()> {
+    let Some(mut magazine) = depot::take_full(class_index) else { return Visit::Bypass };
+    if peek(magazine.top()) == block {
+        fatal::double_free(block, Seen::Now);
+    }
+    let pushed = magazine.push(block);
+    stash(access, magazine);
+    if pushed { Visit::Done(()) } else { Visit::Bypass }
 }
 
 /// What is due in the layers below, on a visit. Returns the time in milliseconds.
@@ -430,7 +449,7 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
         return Visit::Again;
     }
     if toll::aside(access, bin, tick()) {
-        return Visit::Bypass;
+        return free_aside(access, class_index, block);
     }
     let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
     magazine.prepare(class_index, capacity(class_index));

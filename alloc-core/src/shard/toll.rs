@@ -2,8 +2,8 @@
 //! in magazines moves decay on.
 //!
 //! Nothing on the hit path may ask for the time. What sends a call away is a header without a magazine; so the slow
-//! path leaves some headers without one, and the spans serve the call. How many is a matter of cost, for such a call takes
-//! some 100 ns:
+//! path leaves some headers without one, and the depot or the spans serve the call. How many is a matter of cost, for such
+//! a call takes some 100 ns:
 //!
 //! * *Light:* the first [`LIGHT`] visits of a vCPU in each window of time leave the header without a magazine, and some
 //!   more for bins that had few visits in the window: what follows a dense burst at once, for another size. What calls less
@@ -64,8 +64,8 @@ pub(super) struct Toll {
 
 const _: () = assert!(BINS < 255);
 
-/// Whether a visit for `bin` at the time `now` in milliseconds is to be served by the spans. Then its header has no
-/// magazine.
+/// Whether a visit for `bin` at the time `now` in milliseconds is to be served by the depot or the spans. Then its header
+/// has no magazine.
 pub(super) fn aside(access: &impl Access, bin: usize, now: u64) -> bool {
     if !decay::pending() && !depot::pending() {
         return false;
