@@ -93,6 +93,8 @@ mod mode;
 mod options;
 mod os;
 mod pages;
+#[cfg(test)]
+mod random;
 mod setup;
 mod shard;
 mod size_class;

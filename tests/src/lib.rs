@@ -16,6 +16,7 @@
 //! | [`disturb`] | timers that signal threads, and the CPUs to move them to |
 //! | [`pattern`] | contents derived from address and owner, and their verification |
 //! | [`report`] | last words that need no allocator |
+//! | [`resident`] | bytes of resident memory, read without allocating |
 //! | [`random`] | a small generator, seeded per test |
 
 pub mod body;
@@ -26,3 +27,4 @@ pub mod harness;
 pub mod pattern;
 pub mod random;
 pub mod report;
+pub mod resident;

@@ -12,6 +12,7 @@ use alloc_core::RseqAlloc;
 use integration::child;
 use integration::harness::{self, Check};
 use integration::random::Random;
+use integration::resident::resident;
 
 #[global_allocator]
 static GLOBAL: RseqAlloc = RseqAlloc::new();
@@ -66,23 +67,6 @@ fn run(scene: &str) {
     );
     finished.expect_success(scene);
     print!("{}", finished.stdout);
-}
-
-/// Resident bytes ([proc_pid_statm(5)](https://man7.org/linux/man-pages/man5/proc_pid_statm.5.html)), read without
-/// allocating: that would be activity.
-fn resident() -> usize {
-    let mut text = [0_u8; 128];
-    // SAFETY: a valid path.
-    let file = unsafe { libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY) };
-    assert!(file >= 0, "procfs");
-    // SAFETY: the buffer is valid for its length.
-    let len = unsafe { libc::read(file, text.as_mut_ptr().cast(), text.len()) };
-    // SAFETY: opened above.
-    unsafe { libc::close(file) };
-    let text = std::str::from_utf8(&text[..len as usize]).expect("ASCII");
-    let pages: usize = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number of pages");
-    // SAFETY: no preconditions.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
 }
 
 fn layout(size: usize) -> Layout {

@@ -9,6 +9,7 @@ use alloc_core::RseqAlloc;
 use integration::child;
 use integration::harness::{self, Check};
 use integration::random::Random;
+use integration::resident::resident;
 
 static ALLOC: RseqAlloc = RseqAlloc::new();
 
@@ -37,14 +38,6 @@ fn play(scene: &str, options: &str) {
     let finished = child::run(child::again().env(SCENE, scene).env("RSEQ_ALLOC", options), LIMIT);
     finished.expect_success(scene);
     print!("{}", finished.stdout);
-}
-
-/// Bytes of resident memory.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
-    let pages: usize = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number");
-    // SAFETY: asks for a number.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
 }
 
 fn layout(size: usize) -> Layout {

@@ -3,20 +3,10 @@
 extern crate std;
 
 use super::*;
+use crate::random::Random;
 use std::vec::Vec;
 
 const MIB: usize = 1 << 20;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % limit
-    }
-}
 
 /// One word per 4 KiB, which is enough to see every OS page.
 fn words(ptr: NonNull<u8>, size: usize) -> impl Iterator<Item = &'static mut usize> {

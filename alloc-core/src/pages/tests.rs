@@ -10,23 +10,13 @@ use std::vec::Vec;
 use super::bits::PAGES;
 use super::decay::NEVER;
 use super::{HUGE, Kind, PAGE, PageHeap, Run};
+use crate::random::Random;
 
 /// A heap with regions of `region` huge pages and `os_pages` pages per OS page (0: the system's).
 fn heap(region: usize, os_pages: usize) -> &'static PageHeap {
     let heap = Box::leak(Box::new(PageHeap::new()));
     heap.state().configure(region * HUGE, os_pages);
     heap
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % limit
-    }
 }
 
 fn words(run: NonNull<u8>, pages: usize) -> &'static mut [u64] {

@@ -8,6 +8,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::central::lists::Spans;
+use crate::random::Random;
 use crate::size_class::CLASS;
 
 /// OS pages of 4, 8, 16 and 64 KiB.
@@ -55,17 +56,6 @@ impl Plain {
     fn set(&self, mut condition: impl FnMut(&[usize]) -> bool) -> u64 {
         let pages = self.pages().into_iter().enumerate();
         pages.filter(|&(_, page)| condition(&self.blocks_on(page))).fold(0, |set, (number, _)| set | 1 << number)
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % limit
     }
 }
 

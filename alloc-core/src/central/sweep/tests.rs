@@ -11,19 +11,9 @@ use std::vec::Vec;
 
 use super::*;
 use crate::central::{map, new_span};
+use crate::random::Random;
 use crate::size_class::{bin, class_of_bin};
 use crossbeam_utils::CachePadded;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % limit
-    }
-}
 
 /// One class, its blocks in use, and the sweep over it.
 struct Bench {
