@@ -19,7 +19,7 @@ use crate::shard::arena::OnArena;
 use crate::shard::gate::{FAST, fast};
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
-use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin};
+use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin, medium_bin};
 use crate::{background, central, decay, large, limit, map, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -87,17 +87,16 @@ const fn out_of_the_way() {}
 /// Sizes or alignments that are not small.
 #[inline(never)]
 fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
-    match bin(x) {
-        Some(bin) => {
-            // SAFETY: as in `allocate`.
-            let block = unsafe { fast::pop(displacement(bin)) };
-            if !block.is_null() {
-                return block;
-            }
-            allocate_slow(displacement(bin), options)
-        }
-        None => allocate_large(options, x.wrapping_add(1), align).0,
+    if x >= MEDIUM_MAX {
+        return allocate_large(options, x.wrapping_add(1), align).0;
     }
+    let displacement = displacement(medium_bin(x));
+    // SAFETY: as in `allocate`.
+    let block = unsafe { fast::pop(displacement) };
+    if !block.is_null() {
+        return block;
+    }
+    allocate_slow(displacement, options)
 }
 
 /// See [`allocate_medium`].
@@ -106,14 +105,13 @@ fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
 /// As for [`free`].
 #[inline(never)]
 unsafe fn free_medium(block: *mut u8, x: usize, options: &Options) {
-    match bin(x) {
-        Some(bin) => {
-            // SAFETY: as in `free`.
-            if !unsafe { fast::push(displacement(bin), block.expose_provenance()) } {
-                free_slow(block, displacement(bin), options);
-            }
-        }
-        None => free_large(block, x.wrapping_add(1)),
+    if x >= MEDIUM_MAX {
+        return free_large(block, x.wrapping_add(1));
+    }
+    let displacement = displacement(medium_bin(x));
+    // SAFETY: as in `free`.
+    if !unsafe { fast::push(displacement, block.expose_provenance()) } {
+        free_slow(block, displacement, options);
     }
 }
 
@@ -154,7 +152,8 @@ unsafe fn resize_large(block: NonNull<u8>, new_size: usize, align: usize) -> Opt
     attempt().or_else(|| if limit::refusals().0 == refusals { None } else { recover(attempt) })
 }
 
-/// Returns a large block that was allocated with a rounded size of `size`.
+/// Returns a large block that was allocated with a rounded size of `size`. Out of line, for the frame it needs.
+#[inline(never)]
 fn free_large(block: *mut u8, size: usize) {
     check_large(block, size);
     // SAFETY: a large block that is looked up before it is believed.

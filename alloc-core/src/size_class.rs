@@ -67,32 +67,32 @@ pub(crate) const fn bin(x: usize) -> Option<usize> {
 /// processors, and shifts by its result are slow on others.
 #[inline]
 pub(crate) const fn medium_bin(x: usize) -> usize {
-    if x < 1 << EIGHT_STEPS_MAX_LOG {
-        LOW[(x >> LOW_SHIFT) % LOW.len()] as usize
-    } else {
-        HIGH[(x >> HIGH_SHIFT) % HIGH.len()] as usize
-    }
+    let step = if x < 1 << EIGHT_STEPS_MAX_LOG { x >> LOW_SHIFT } else { (x >> HIGH_SHIFT) + HIGH };
+    MEDIUM_BINS[step % MEDIUM_BINS.len()] as usize
 }
 
 /// Sizes that differ below these bits only are of the same class, up to and above `EIGHT_STEPS_MAX_LOG`.
 const LOW_SHIFT: usize = SMALL_LOG - 3;
 const HIGH_SHIFT: usize = EIGHT_STEPS_MAX_LOG - 2;
+/// Where the steps above it are in the table, behind those below.
+const HIGH: usize = (1 << (EIGHT_STEPS_MAX_LOG - LOW_SHIFT)) - (1 << (EIGHT_STEPS_MAX_LOG - HIGH_SHIFT));
 
-static LOW: [u8; 1 << (EIGHT_STEPS_MAX_LOG - LOW_SHIFT)] = bins(LOW_SHIFT);
-static HIGH: [u8; 1 << (MEDIUM_LOG - HIGH_SHIFT)] = bins(HIGH_SHIFT);
-
-/// The bins of all multiples of `1 << shift` from `SMALL_MAX` on.
-const fn bins<const N: usize>(shift: usize) -> [u8; N] {
-    let mut table = [0; N];
-    let mut i = SMALL_MAX.div_ceil(1 << shift);
-    while i < N {
-        table[i] = formula(i << shift) as u8;
-        i += 1;
+/// The bins of all steps.
+static MEDIUM_BINS: [u8; HIGH + (1 << (MEDIUM_LOG - HIGH_SHIFT))] = {
+    let mut table = [0; _];
+    let mut x = SMALL_MAX;
+    while x < 1 << EIGHT_STEPS_MAX_LOG {
+        table[x >> LOW_SHIFT] = formula(x) as u8;
+        x += 1 << LOW_SHIFT;
+    }
+    while x < MEDIUM_MAX {
+        table[(x >> HIGH_SHIFT) + HIGH] = formula(x) as u8;
+        x += 1 << HIGH_SHIFT;
     }
     table
-}
+};
 
-/// What the tables hold.
+/// What the table holds.
 const fn formula(x: usize) -> usize {
     let log = x.ilog2() as usize;
     if log < EIGHT_STEPS_MAX_LOG {
