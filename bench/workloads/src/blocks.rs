@@ -1,6 +1,6 @@
 //! Blocks, their sizes, and the order in which they are freed.
 //!
-//! Every block's first word is written, and its pointer goes through a black box, so that no allocation can be left out.
+//! Every block's first word is written, by a volatile store, so that no allocation can be left out.
 
 use std::alloc::{GlobalAlloc, Layout, handle_alloc_error};
 use std::hint::black_box;
@@ -38,6 +38,30 @@ impl<const SIZE: usize> Shape for Constant<SIZE> {
     }
 }
 
+/// One size, which the compiler does not know.
+#[derive(Clone, Copy, Debug)]
+pub struct Uniform(usize);
+
+impl Uniform {
+    /// This size.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than a word or more than `u32::MAX`.
+    pub fn new(size: usize) -> Self {
+        assert!(size >= ALIGN && u32::try_from(size).is_ok());
+        Uniform(black_box(size))
+    }
+}
+
+impl Shape for Uniform {
+    #[inline]
+    fn layout(&self, _index: usize) -> Layout {
+        // SAFETY: ALIGN is a power of two, and a size below 2^32 rounded up to it is below isize::MAX.
+        unsafe { Layout::from_size_align_unchecked(self.0, ALIGN) }
+    }
+}
+
 /// Sizes from a table that is read at run time, repeated for ever; no layout is a constant for the compiler.
 #[derive(Clone, Debug)]
 pub struct Sizes {
@@ -45,20 +69,11 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// The same size for all.
-    ///
-    /// # Panics
-    ///
-    /// If `size` is less than a word or more than `u32::MAX`.
-    pub fn fixed(size: usize) -> Self {
-        Sizes::made_of(|_| size)
-    }
-
     /// Random sizes between the two, each doubling as likely as any other.
     ///
     /// # Panics
     ///
-    /// As [`Sizes::fixed`], and unless `least` is at most `most`.
+    /// If `least` is less than a word, `most` more than `u32::MAX`, or `least` more than `most`.
     pub fn spread(least: usize, most: usize) -> Self {
         assert!(least <= most);
         let (low, high) = ((least as f64).ln(), (most as f64).ln());
@@ -131,7 +146,7 @@ impl Order {
 #[inline]
 pub fn allocate<A: Subject>(allocator: A, layout: Layout, value: usize) -> *mut u8 {
     // SAFETY: no layout here has size zero.
-    let block = black_box(unsafe { allocator.alloc(layout) });
+    let block = unsafe { allocator.alloc(layout) };
     if block.is_null() {
         handle_alloc_error(layout);
     }

@@ -12,6 +12,7 @@ use crate::blocks::{Shape, Subject, allocate};
 #[inline(never)]
 pub fn run<A: Subject, S: Shape>(allocator: A, shape: &S, indices: &[usize], count: u64) -> Duration {
     let mut blocks = vec![ptr::null_mut(); indices.len()];
+    assert!(indices.iter().all(|&index| index < blocks.len()));
     let begun = Instant::now();
     for burst in 0..count as usize {
         // Bursts begin at different places of the table.
@@ -20,8 +21,10 @@ pub fn run<A: Subject, S: Shape>(allocator: A, shape: &S, indices: &[usize], cou
             *place = allocate(allocator, shape.layout(first + index), index);
         }
         for &index in indices {
+            // SAFETY: indices are those of blocks, by the assertion above.
+            let block = unsafe { *blocks.get_unchecked(index) };
             // SAFETY: this burst allocated the block with this layout, and each index stands in the order once.
-            unsafe { allocator.dealloc(blocks[index], shape.layout(first + index)) };
+            unsafe { allocator.dealloc(block, shape.layout(first + index)) };
         }
     }
     begun.elapsed()

@@ -22,7 +22,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::blocks::{Constant, Order, Shape, Sizes, Subject};
+use crate::blocks::{Constant, Order, Shape, Sizes, Subject, Uniform};
 use crate::outcome::Outcome;
 
 /// One of the loops with its parameters. Its text, for instance `bursts/1000/lifo`, names it everywhere.
@@ -113,7 +113,7 @@ impl FromStr for Loop {
 pub enum Layouts {
     /// It does: what a `Box` is, once everything is inlined.
     Constant,
-    /// They are read from a table.
+    /// It does not.
     AtRunTime,
 }
 
@@ -183,7 +183,7 @@ fn with_shape(size: usize, layouts: Layouts, shaped: impl Shaped) -> Timed {
         (Layouts::Constant, 0x1_0000) => shaped.with(Constant::<0x1_0000>),
         (Layouts::Constant, 0x10_0000) => shaped.with(Constant::<0x10_0000>),
         (Layouts::Constant, _) => unreachable!("no loop has constant blocks of {size} bytes"),
-        (Layouts::AtRunTime, size) => shaped.with(Sizes::fixed(size)),
+        (Layouts::AtRunTime, size) => shaped.with(Uniform::new(size)),
     }
 }
 

@@ -23,7 +23,7 @@ pub mod survivors;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::blocks::{Block, Random, Shape, Sizes, Subject};
+use crate::blocks::{Block, Random, Shape, Sizes, Subject, Uniform};
 use crate::crew::{Pace, Span, cpus};
 use crate::subjects::{Fixed, Global};
 
@@ -119,7 +119,7 @@ pub const CROWDS: [usize; 3] = [2, 8, 32];
 pub fn all() -> Vec<Workload> {
     let mut all = vec![
         Workload::new("server", "replacement", |settings| server::run(Global, settings)),
-        of_sizes("producer-consumer/64", || Sizes::fixed(64), producer_consumer::run, producer_consumer::run),
+        of_sizes("producer-consumer/64", || Uniform::new(64), producer_consumer::run, producer_consumer::run),
         of_sizes("producer-consumer/mixed", Sizes::small, producer_consumer::run, producer_consumer::run),
         of_sizes("many-to-many", Sizes::small, many_to_many::run, many_to_many::run),
         Workload::new("free-only", "block", |settings| free_only::run(Global, settings)),
