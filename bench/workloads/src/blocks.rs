@@ -4,6 +4,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, handle_alloc_error};
 use std::hint::black_box;
+use std::ptr::NonNull;
 
 /// Alignment of every block, and their least size: one word is written to each.
 pub const ALIGN: usize = align_of::<u64>();
@@ -19,7 +20,7 @@ impl<A: GlobalAlloc + Copy + Send + Sync + 'static> Subject for A {}
 
 /// Which layout a block has.
 pub trait Shape: Clone + Send + Sync + 'static {
-    /// The layout of block number `index`.
+    /// The layout of block number `index`: at most `u32::MAX` bytes, aligned to [`ALIGN`].
     fn layout(&self, index: usize) -> Layout;
 }
 
@@ -168,11 +169,12 @@ pub unsafe fn touch(block: *mut u8, from: usize, size: usize) {
     }
 }
 
-/// A block that is live, with the layout that it was allocated with.
+/// A block that is live, with the size that it was allocated with. Two words, since tables of them share the first-level
+/// cache with the allocator.
 #[derive(Debug)]
 pub struct Block {
-    pointer: *mut u8,
-    layout: Layout,
+    pointer: NonNull<u8>,
+    size: u32,
 }
 
 // SAFETY: a block belongs to whoever holds the value, and every subject may be called from any thread.
@@ -182,34 +184,39 @@ impl Block {
     /// Allocates it and writes its first word.
     #[inline]
     pub fn new<A: Subject>(allocator: A, layout: Layout) -> Self {
-        Block { pointer: allocate(allocator, layout, layout.size()), layout }
+        debug_assert!(layout.align() == ALIGN && u32::try_from(layout.size()).is_ok());
+        let pointer = allocate(allocator, layout, layout.size());
+        // SAFETY: `allocate` does not return null.
+        Block { pointer: unsafe { NonNull::new_unchecked(pointer) }, size: layout.size() as u32 }
     }
 
     /// Writes a word into each of its pages.
     #[inline]
     pub fn touch(&mut self) {
-        // SAFETY: the block is as long as its layout says, and nobody else uses it.
-        unsafe { touch(self.pointer, 0, self.layout.size()) };
+        // SAFETY: the block is that long, and nobody else uses it.
+        unsafe { touch(self.pointer.as_ptr(), 0, self.size()) };
     }
 
     /// Writes all of it.
     #[inline]
     pub fn fill(&mut self) {
         // SAFETY: as in `touch`.
-        unsafe { self.pointer.write_bytes(0x5a, self.layout.size()) };
+        unsafe { self.pointer.write_bytes(0x5a, self.size()) };
     }
 
     /// Bytes that were asked for.
     #[inline]
     pub fn size(&self) -> usize {
-        self.layout.size()
+        self.size as usize
     }
 
     /// Frees it.
     #[inline]
     pub fn free<A: Subject>(self, allocator: A) {
+        // SAFETY: the layout was valid when the block was allocated with it.
+        let layout = unsafe { Layout::from_size_align_unchecked(self.size(), ALIGN) };
         // SAFETY: the block was allocated with this layout, by the only subject that the workload uses.
-        unsafe { allocator.dealloc(self.pointer, self.layout) };
+        unsafe { allocator.dealloc(self.pointer.as_ptr(), layout) };
     }
 }
 
