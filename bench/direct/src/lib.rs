@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 use alloc_core::RseqAlloc;
 use bench_workloads::loops::{Layouts, Loop, Timed};
-use bench_workloads::subjects::Fixed;
+use bench_workloads::subjects::FORGOTTEN;
 
 /// The loops on one allocator.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub const ALL: &[Contender] = &[
 ];
 
 /// No allocator: what the frame of a loop costs.
-pub const FLOOR: Contender = Contender { name: "floor", on: |each, layouts| each.on(Fixed, layouts) };
+pub const FLOOR: Contender = Contender { name: "floor", on: |each, layouts| each.on(FORGOTTEN, layouts) };
 
 /// A value that can be copied, which calls an allocator that cannot. `$inline` says how.
 macro_rules! subject {

@@ -20,7 +20,7 @@ use crate::live;
 use crate::loops::{Layouts, Loop};
 use crate::memory;
 use crate::outcome::{Description, Outcome};
-use crate::subjects::{Fixed, Global};
+use crate::subjects::{FORGOTTEN, Global};
 use crate::usage::{self, Usage};
 use crate::workloads::{self, Settings};
 
@@ -146,7 +146,7 @@ fn names() -> Vec<String> {
 }
 
 fn a_loop(each: Loop, layouts: Layouts, arguments: &Arguments) -> Outcome {
-    let timed = if arguments.floor { each.on(Fixed, layouts) } else { each.on(Global, layouts) };
+    let timed = if arguments.floor { each.on(FORGOTTEN, layouts) } else { each.on(Global, layouts) };
     timed.sample(Duration::from_millis(arguments.millis))
 }
 

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crossbeam_utils::{Backoff, CachePadded};
 
 /// Pointers on their way; a power of two.
-pub const LENGTH: usize = 1024;
+pub const LENGTH: usize = 4096;
 /// A side publishes its position, and looks at the other's, this often: cache lines travel per batch, not per block.
-const BATCH: usize = 32;
+const BATCH: usize = 512;
 
 /// The ring. Positions count for ever; a slot's index is the position modulo the length.
 #[derive(Debug)]

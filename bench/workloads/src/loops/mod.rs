@@ -233,7 +233,7 @@ impl<A: Subject> Shaped for Exchange<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subjects::{Fixed, Global};
+    use crate::subjects::{FIXED, Global};
 
     #[test]
     fn names_are_read_back() {
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn loops_with_floors_run_on_no_allocator() {
         for each in Loop::all().into_iter().filter(|each| each.has_floor()) {
-            assert!((each.on(Fixed, Layouts::AtRunTime).run)(1) > Duration::ZERO);
+            assert!((each.on(FIXED, Layouts::AtRunTime).run)(1) > Duration::ZERO);
         }
     }
 

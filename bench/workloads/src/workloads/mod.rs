@@ -1,7 +1,7 @@
 //! What programs do, each in a process of its own, for a span of time. What each models and counts stands at the top of
 //! its file.
 //!
-//! A workload whose frame costs something itself can also run on [`Fixed`], which is no allocator: its floor.
+//! A workload whose frame costs something itself can also run on [`Places`], which are no allocator: its floor.
 
 pub mod batches;
 pub mod calloc;
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use crate::blocks::{Block, Random, Shape, Sizes, Subject, Uniform};
 use crate::crew::{Pace, Span, cpus};
-use crate::subjects::{Fixed, Global};
+use crate::subjects::{FIXED, FORGOTTEN, Global, PLACES, Places};
 
 /// How a workload is run.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ pub fn all() -> Vec<Workload> {
         Workload {
             timed_calls: false,
             ..Workload::new("churn", "thread", |settings| churn::run(Global, settings))
-                .above(|settings| churn::run(Fixed, settings))
+                .above(|settings| churn::run(FIXED, settings))
         },
     ];
     for crowd in CROWDS {
@@ -135,7 +135,7 @@ pub fn all() -> Vec<Workload> {
             Workload::new(format!("stealing/{crowd}x"), "task", move |settings| {
                 stealing::run(Global, crowd * cpus(), settings)
             })
-            .above(move |settings| stealing::run(Fixed, crowd * cpus(), settings)),
+            .above(move |settings| stealing::run(FIXED, crowd * cpus(), settings)),
         );
     }
     let mut replacing = vec![("replace/1x".to_owned(), cpus()), ("replace/16".to_owned(), 16)];
@@ -163,10 +163,10 @@ fn of_sizes<S: Shape>(
     name: &str,
     sizes: impl Fn() -> S + Copy + 'static,
     run: fn(Global, S, &Settings) -> Outcome,
-    floor: fn(Fixed, S, &Settings) -> Outcome,
+    floor: fn(Places<PLACES>, S, &Settings) -> Outcome,
 ) -> Workload {
     Workload::new(name, "block", move |settings| run(Global, sizes(), settings))
-        .above(move |settings| floor(Fixed, sizes(), settings))
+        .above(move |settings| floor(FORGOTTEN, sizes(), settings))
 }
 
 /// The workload of that name: one of all, or parked threads in another number (`parked/64`).

@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::{Outcome, Report, Settings, Workload};
 use crate::blocks::{Random, Subject, allocate};
 use crate::crew::Pace;
-use crate::subjects::{Fixed, Global};
+use crate::subjects::{FIXED, Global};
 use crate::usage;
 
 const THREADS: usize = 2000;
@@ -37,11 +37,11 @@ struct Dormitory {
 pub(super) fn of(name: &str) -> Option<Workload> {
     let threads = name.strip_prefix("parked/")?.parse().ok().filter(|&threads| threads > 0)?;
     let parked = Workload::new(name, "thread", move |_| park(Global, threads, BYTES));
-    Some(Workload { timed_calls: false, ..parked.above(move |_| park(Fixed, threads, 0)) })
+    Some(Workload { timed_calls: false, ..parked.above(move |_| park(FIXED, threads, 0)) })
 }
 
 pub(super) fn run_floor(settings: &Settings) -> Outcome {
-    park(Fixed, settings.scaled(THREADS), 0)
+    park(FIXED, settings.scaled(THREADS), 0)
 }
 
 pub(super) fn run<A: Subject>(allocator: A, settings: &Settings) -> Outcome {
