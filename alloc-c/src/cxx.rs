@@ -125,53 +125,71 @@ fn or_throw(size: usize, align: usize) -> *mut c_void {
     if block.is_null() { throw() } else { block }
 }
 
-/// The forms of `new`: name, parameters, first attempt, and what comes after it.
+/// The forms of `new` without alignment: name, parameters, and what comes after a first attempt in vain.
 macro_rules! new {
-    ($($(#[$doc:meta])+ $name:ident($size:ident $(, $align:ident: usize)? $(; $nothrow:ident)?)
-        = $first:expr, $then:ident($by:expr);)+) => {$(
-        $(#[$doc])+
-        // SAFETY: this is the function that C++ programs mean by the name.
-        #[unsafe(no_mangle)]
-        pub extern "C-unwind" fn $name($size: usize $(, $align: usize)? $(, $nothrow: NoThrow)?) -> *mut c_void {
-            let block = $first;
-            if block.is_null() { $then($size, $by) } else { block.cast() }
+    ($($(#[$doc:meta])+ $name:ident($($nothrow:ident)?) = $slow:ident, $then:ident;)+) => {$(
+        alloc_core::take_function! {
+            $(#[$doc])+
+            // SAFETY: this is the function that C++ programs mean by the name.
+            #[unsafe(no_mangle)]
+            extern "C-unwind" fn $name(size: usize $(, $nothrow: NoThrow)?) -> *mut c_void,
+            slow $slow
+        }
+
+        extern "C-unwind" fn $slow(size: usize $(, $nothrow: NoThrow)?) -> *mut c_void {
+            let block = c::allocate(size);
+            if block.is_null() { $then(size, c::ALIGN) } else { block.cast() }
         }
     )+};
 }
 
 new! {
     /// `operator new(size_t)`
-    _Znwm(size) = c::allocate(size), or_throw(c::ALIGN);
+    _Znwm() = new_slow, or_throw;
     /// `operator new[](size_t)`
-    _Znam(size) = c::allocate(size), or_throw(c::ALIGN);
+    _Znam() = new_array_slow, or_throw;
     /// `operator new(size_t, nothrow)`
-    _ZnwmRKSt9nothrow_t(size; _nothrow) = c::allocate(size), with_handler(c::ALIGN);
+    _ZnwmRKSt9nothrow_t(_nothrow) = new_nothrow_slow, with_handler;
     /// `operator new[](size_t, nothrow)`
-    _ZnamRKSt9nothrow_t(size; _nothrow) = c::allocate(size), with_handler(c::ALIGN);
+    _ZnamRKSt9nothrow_t(_nothrow) = new_array_nothrow_slow, with_handler;
+}
+
+/// The forms of `new` with an alignment.
+macro_rules! new_aligned {
+    ($($(#[$doc:meta])+ $name:ident($($nothrow:ident)?) = $then:ident;)+) => {$(
+        $(#[$doc])+
+        // SAFETY: this is the function that C++ programs mean by the name.
+        #[unsafe(no_mangle)]
+        pub extern "C-unwind" fn $name(size: usize, align: usize $(, $nothrow: NoThrow)?) -> *mut c_void {
+            let block = c::allocate_aligned(size, align);
+            if block.is_null() { $then(size, align) } else { block.cast() }
+        }
+    )+};
+}
+
+new_aligned! {
     /// `operator new(size_t, align_val_t)`
-    _ZnwmSt11align_val_t(size, align: usize) = c::allocate_aligned(size, align), or_throw(align);
+    _ZnwmSt11align_val_t() = or_throw;
     /// `operator new[](size_t, align_val_t)`
-    _ZnamSt11align_val_t(size, align: usize) = c::allocate_aligned(size, align), or_throw(align);
+    _ZnamSt11align_val_t() = or_throw;
     /// `operator new(size_t, align_val_t, nothrow)`
-    _ZnwmSt11align_val_tRKSt9nothrow_t(size, align: usize; _nothrow) =
-        c::allocate_aligned(size, align), with_handler(align);
+    _ZnwmSt11align_val_tRKSt9nothrow_t(_nothrow) = with_handler;
     /// `operator new[](size_t, align_val_t, nothrow)`
-    _ZnamSt11align_val_tRKSt9nothrow_t(size, align: usize; _nothrow) =
-        c::allocate_aligned(size, align), with_handler(align);
+    _ZnamSt11align_val_tRKSt9nothrow_t(_nothrow) = with_handler;
 }
 
 /// The forms of `delete`, which are all the same.
 macro_rules! delete {
     ($($(#[$doc:meta])+ $name:ident($($parameter:ident: $type:ty),*);)+) => {$(
-        $(#[$doc])+
-        ///
-        /// # Safety
-        /// `block` is null or a live block of this heap, and not used any more.
-        // SAFETY: this is the function that C++ programs mean by the name.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(block: *mut c_void $(, $parameter: $type)*) {
-            // SAFETY: the contract of this function.
-            unsafe { c::free(block.cast()) }
+        alloc_core::put_function! {
+            $(#[$doc])+
+            ///
+            /// # Safety
+            /// `block` is null or a live block of this heap, and not used any more.
+            // SAFETY: this is the function that C++ programs mean by the name.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $name(block: *mut c_void $(, $parameter: $type)*),
+            slow c::free_slow
         }
     )+};
 }

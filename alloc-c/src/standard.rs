@@ -23,11 +23,12 @@ fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
-/// `size` bytes. <https://man7.org/linux/man-pages/man3/malloc.3.html>
-// SAFETY: this is the function that programs mean by the name.
-#[unsafe(no_mangle)]
-pub extern "C" fn malloc(size: usize) -> *mut c_void {
-    c::allocate(size).cast()
+alloc_core::take_function! {
+    /// `size` bytes. <https://man7.org/linux/man-pages/man3/malloc.3.html>
+    // SAFETY: this is the function that programs mean by the name.
+    #[unsafe(no_mangle)]
+    extern "C" fn malloc(size: usize) -> *mut c_void,
+    slow c::allocate_slow
 }
 
 /// `count` times `size` bytes, all zero.
@@ -40,15 +41,15 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     }
 }
 
-/// Frees a block; null is nothing.
-///
-/// # Safety
-/// `block` is null or a live block of this heap, and not used any more.
-// SAFETY: as for `malloc`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn free(block: *mut c_void) {
-    // SAFETY: the contract of this function.
-    unsafe { c::free(block.cast()) }
+alloc_core::put_function! {
+    /// Frees a block; null is nothing.
+    ///
+    /// # Safety
+    /// `block` is null or a live block of this heap, and not used any more.
+    // SAFETY: as for `malloc`.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn free(block: *mut c_void),
+    slow c::free_slow
 }
 
 /// [`free`], as of C23. The size is not used: the map is right where a program is not.

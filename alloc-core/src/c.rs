@@ -1,17 +1,23 @@
 //! What a C interface is made of: the heap of [`RseqAlloc`](crate::RseqAlloc), reached without layouts.
 //!
 //! Requests are aligned to 16, so `x = (size - 1) | 15` is the rounded size less one, and `x & !7` the displacement of
-//! the header, as in `front`. For such `x` it is always the last bin of a class, so a block's class, which the map
-//! knows, leads back to the bin:
+//! the header, as in `front`. For such `x` it is always the last bin of a class, so the map can name the bin that a
+//! page's blocks go to:
 //!
 //! ```text
-//!   allocate(size)                                free(p)
-//!     x = (size - 1) | 15;  x >= 1024: slow         leaf = root[p >> 30];  out of range or null: slow
-//!     pop(x & !7)                                   push(displacement of class[p >> 13], p)
+//!   take(size)                                    put(p)
+//!     x = (size - 1) | 15                           i = (p - start of the window) >> 13;  not inside: slow
+//!     x >= 1024: bin = table[x], if there is one    bin = byte[i] - 1
+//!     pop(bin * 8)                                  push(bin * 8, p)
 //! ```
 //!
 //! What belongs to nobody and what is large has the displacement of a header that never has room. That saves the test
 //! for both: the push fails, and the slow path asks why.
+//!
+//! On x86-64 both are whole functions in assembly, which [`take_function!`](crate::take_function) and
+//! [`put_function!`](crate::put_function) make under the names that programs know. Their tables are
+//! [`gate::TAKE`](crate::shard::gate) and `RETURN`, with biases that make the displacements cheap: `(size - 1) & !15` is 8
+//! less than `x & !7`, and the map's byte one more than the bin.
 //!
 //! Since a free asks the map, blocks of [`RseqAlloc`](crate::RseqAlloc) may be freed here. The other way round the
 //! layout's size must lead to the class of the block, which it does for alignments from 16 bytes to 1 MiB, and for any
@@ -25,18 +31,151 @@
 //! environment, and [`set_options`].
 
 use crate::fatal::{self, Seen};
+use crate::map::window;
 pub use crate::options::Refused;
 use crate::options::{DEFAULT_DECAY_MS, Options, set_decay_ms};
-use crate::shard::displacement;
-use crate::shard::gate::fast;
+use crate::shard::gate::{self, fast};
+use crate::shard::{STACK, displacement};
 use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
 use crate::{background, decay, front, large, map, mode, setup};
+use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 
 /// What every block is aligned to: `alignof(max_align_t)` on x86-64 and aarch64.
 pub const ALIGN: usize = 16;
 
 static OPTIONS: Options = Options::new();
+
+#[doc(hidden)]
+pub use crate::map::window::WINDOW;
+#[doc(hidden)]
+pub use crate::shard::gate::{RETURN, TAKE};
+#[doc(hidden)]
+pub use crate::size_class::MEDIUM_BINS;
+
+/// What the displacements of [`TAKE`] and [`RETURN`] lack and have too much, in bytes.
+pub(crate) const TAKE_BIAS: usize = 8;
+pub(crate) const RETURN_BIAS: usize = 8;
+/// What sizes less one are compared with, the small ones and all that classes serve; and pages of the window.
+pub(crate) const TAKE_LIMITS: [usize; 2] = [SMALL_MAX, MEDIUM_MAX];
+const RETURN_LIMITS: [usize; 2] = [window::PAGES, 0];
+
+/// Numbers of the assembly below.
+#[doc(hidden)]
+pub mod numbers {
+    use super::{SMALL_MAX, STACK};
+    use crate::{shard, size_class};
+
+    pub const SHIFT: u32 = shard::SHARD_SHIFT;
+    pub const DEPTH: usize = STACK;
+    pub const SMALL: usize = (SMALL_MAX - 1) & !15;
+    pub const STEP_SHIFT: usize = size_class::STEP_SHIFT;
+    pub const PAGE_SHIFT: usize = size_class::PAGE_SHIFT;
+}
+
+/// A function that allocates like [`allocate`], without its slow path: where no magazine has a block, or no class serves
+/// the size, it ends as `slow`, a function with the same parameters. The first is the size.
+///
+/// Sizes that are not small lie aside. The table has no bin for small ones, which come there, too, while the entry is being
+/// opened.
+#[macro_export]
+macro_rules! take_function {
+    ($(#[$meta:meta])* extern $abi:literal fn $name:ident($size:ident: usize $(, $more:ident: $of:ty)*) -> $result:ty,
+     slow $slow:path) => {
+        $crate::rseq_sys::entry_pop! {
+            $(#[$meta])*
+            extern $abi fn $name($size: usize $(, $more: $of)*) -> $result = {
+                let block = $crate::c::take($size);
+                if block.is_null() { $slow($size $(, $more)*) } else { block.cast() }
+            };
+            entry $crate::c::TAKE, shift $crate::c::numbers::SHIFT, scale 1, slow $slow,
+            fronts [$crate::__take_front!("16"), $crate::__take_front!("32")],
+            asides [$crate::__take_aside!("24"), $crate::__take_aside!("40")],
+            small = const $crate::c::numbers::SMALL,
+            step_shift = const $crate::c::numbers::STEP_SHIFT,
+            bins = sym $crate::c::MEDIUM_BINS,
+        }
+    };
+}
+
+/// A function that frees like [`free`], and ends as `slow`, a function of the block, where no magazine has room or the
+/// block belongs to no class. The block is the first parameter, and the others are not used.
+#[macro_export]
+macro_rules! put_function {
+    ($(#[$meta:meta])* unsafe extern $abi:literal fn $name:ident($block:ident: $type:ty $(, $more:ident: $of:ty)*),
+     slow $slow:path) => {
+        $crate::rseq_sys::entry_push! {
+            $(#[$meta])*
+            unsafe extern $abi fn $name($block: $type $(, $more: $of)*) = {
+                // SAFETY: the contract of this function.
+                if !unsafe { $crate::c::put($block.cast()) } {
+                    // SAFETY: as above.
+                    unsafe { $slow($block) }
+                }
+            };
+            entry $crate::c::RETURN, shift $crate::c::numbers::SHIFT, scale 8, stack $crate::c::numbers::DEPTH, slow $slow,
+            fronts [$crate::__put_front!("16"), $crate::__put_front!("32")],
+            asides ["", ""],
+            window = sym $crate::c::WINDOW,
+            page_shift = const $crate::c::numbers::PAGE_SHIFT,
+        }
+    };
+}
+
+/// The displacement for a small size.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __take_front {
+    ($limit:literal) => {
+        concat!(
+            "lea rcx, [rdi - 1]\n",
+            "cmp rcx, qword ptr [rip + {entry} + ",
+            $limit,
+            "]\n",
+            "jae 7f\n",
+            "and ecx, {small}\n"
+        )
+    };
+}
+
+/// That for any other size of a class.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __take_aside {
+    ($limit:literal) => {
+        concat!(
+            "7:\n",
+            "cmp rcx, qword ptr [rip + {entry} + ",
+            $limit,
+            "]\n",
+            "jae 6f\n",
+            "shr ecx, {step_shift}\n",
+            "lea rdx, [rip + {bins}]\n",
+            "movzx ecx, byte ptr [rdx + rcx]\n",
+            "lea ecx, [rcx * 8 - 8]\n",
+            "jmp 5b\n"
+        )
+    };
+}
+
+/// The displacement for a block, in words.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __put_front {
+    ($limit:literal) => {
+        concat!(
+            "mov rax, rdi\n",
+            "sub rax, qword ptr [rip + {window}]\n",
+            "shr rax, {page_shift}\n",
+            "cmp rax, qword ptr [rip + {entry} + ",
+            $limit,
+            "]\n",
+            "jae 6f\n",
+            "mov rcx, qword ptr [rip + {window} + 8]\n",
+            "movzx ecx, byte ptr [rcx + rax]\n"
+        )
+    };
+}
 
 /// The rounded size less one.
 #[inline(always)]
@@ -62,26 +201,27 @@ pub fn start() {
     setup::decide_if_undecided(&OPTIONS);
 }
 
-/// `size` bytes aligned to [`ALIGN`]; 16 bytes if `size` is 0. Null, with `errno` set, if they cannot be had.
+/// A block from the magazine of its bin; null if there is none.
 #[inline(always)]
-pub fn allocate(size: usize) -> *mut u8 {
-    let x = rounded(size);
-    if x < SMALL_MAX {
+pub fn take(size: usize) -> *mut u8 {
+    match bin(rounded(size)) {
         // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
-        let block = unsafe { fast::pop(x & !7) };
-        if !block.is_null() {
-            return block;
-        }
+        Some(bin) => unsafe { fast::pop(displacement(bin)) },
+        None => null_mut(),
     }
-    allocate_slow(size)
 }
 
-/// Sizes that are not small, and small ones for which the inlined sequence brought nothing. `extern "C"` says that it
-/// does not unwind, so that a caller of that kind needs no frame for it.
-#[inline(never)]
-extern "C" fn allocate_slow(size: usize) -> *mut u8 {
+/// `size` bytes aligned to [`ALIGN`]; 16 bytes if `size` is 0. Null, with `errno` set, if they cannot be had.
+pub fn allocate(size: usize) -> *mut u8 {
+    // The first block comes after this.
+    window::want();
     // SAFETY: the alignment is a power of two.
     or_errno(unsafe { front::allocate(&OPTIONS, size.max(1), ALIGN) })
+}
+
+/// [`allocate`], as the slow path of a function that [`take_function!`](crate::take_function) makes.
+pub extern "C" fn allocate_slow(size: usize) -> *mut c_void {
+    allocate(size).cast()
 }
 
 /// As [`allocate`], with all bytes zero.
@@ -102,30 +242,42 @@ pub fn allocate_aligned(size: usize, align: usize) -> *mut u8 {
     or_errno(front::allocate_large(&OPTIONS, size, align).0)
 }
 
+/// Puts a block into the magazine of its bin; false if there is no room, or the block belongs to no class.
+///
+/// # Safety
+/// As for [`free`].
+#[inline(always)]
+pub unsafe fn put(block: *mut u8) -> bool {
+    match map::free_displacement(block.addr()) {
+        // SAFETY: the displacement is that of a header; a block is not 0.
+        Some(displacement) => unsafe { fast::push(displacement, block.expose_provenance()) },
+        None => false,
+    }
+}
+
 /// Frees a block; null is nothing.
 ///
 /// # Safety
 /// `block` is null or a live block of this allocator, and not used any more.
-#[inline(always)]
 pub unsafe fn free(block: *mut u8) {
-    // SAFETY: the page of a live block keeps its class.
-    if let Some(displacement) = unsafe { map::free_displacement(block.addr()) }
-        // SAFETY: the displacement is that of a header; a block is not 0.
-        && unsafe { fast::push(displacement, block.expose_provenance()) }
-    {
-        return;
-    }
     // SAFETY: the contract of this function.
-    unsafe { free_slow(block) }
+    if !unsafe { put(block) } {
+        // SAFETY: as above.
+        unsafe { free_slow(block.cast()) }
+    }
 }
 
-/// Finds out why the inlined sequence did not take a block. `extern "C"` as above.
+/// Finds out why [`put`] did not take a block, and frees it: the slow path of a function that
+/// [`put_function!`](crate::put_function) makes.
 ///
 /// # Safety
 /// As for [`free`].
-#[inline(never)]
-unsafe extern "C" fn free_slow(block: *mut u8) {
+pub unsafe extern "C" fn free_slow(block: *mut c_void) {
+    let block = block.cast::<u8>();
     let Some(start) = NonNull::new(block) else { return };
+    if !RETURN.is_open() && window::is_there() {
+        gate::limit_returns(RETURN_LIMITS);
+    }
     match map::lookup(block.addr()).0 {
         map::NONE => fatal::foreign(block.addr(), Seen::Now),
         // SAFETY: a large block that is looked up before it is believed.

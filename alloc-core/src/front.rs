@@ -50,7 +50,7 @@ pub(crate) unsafe fn allocate(options: &Options, size: usize, align: usize) -> *
     let x = rounded(size, align);
     if x >= SMALL_MAX {
         out_of_the_way();
-        return allocate_medium(x, align, options);
+        return allocate_medium(x, align.wrapping_sub(1), options);
     }
     // SAFETY: the displacement is that of a bin; magazines stay mapped for ever.
     let block = unsafe { fast::pop(x & !7) };
@@ -84,11 +84,11 @@ pub(crate) unsafe fn free(options: &Options, block: *mut u8, size: usize, align:
 #[inline(always)]
 const fn out_of_the_way() {}
 
-/// Sizes or alignments that are not small.
+/// Sizes or alignments that are not small. `below` is the alignment less one, as the rounded size was made of it.
 #[inline(never)]
-fn allocate_medium(x: usize, align: usize, options: &Options) -> *mut u8 {
+fn allocate_medium(x: usize, below: usize, options: &Options) -> *mut u8 {
     if x >= MEDIUM_MAX {
-        return allocate_large(options, x.wrapping_add(1), align).0;
+        return allocate_large(options, x.wrapping_add(1), below.wrapping_add(1)).0;
     }
     let displacement = displacement(medium_bin(x));
     // SAFETY: as in `allocate`.

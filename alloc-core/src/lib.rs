@@ -105,6 +105,8 @@ pub use limit::Limit;
 pub use mode::Mode;
 pub use options::IndexChoice;
 pub use os::huge::HugePages;
+#[doc(hidden)]
+pub use rseq_sys;
 pub use rseq_sys::IndexKind;
 pub use stats::Stats;
 

@@ -40,8 +40,8 @@ const FOUR_STEP_CLASSES: usize = (MEDIUM_LOG - EIGHT_STEPS_MAX_LOG) * 4;
 
 /// Number of bins: magazine tops per shard, [`CLOSED_BIN`] included.
 pub(crate) const BINS: usize = CLOSED_BIN + 1;
-/// A bin that no size has. Its headers keep what they are initialised with, a stack that is empty and full at once: a
-/// free without a size that is led here fails like one that found no room, without a comparison of its own.
+/// A bin that no size has. Its headers never have a magazine: a free without a size that is led here fails like one that
+/// found no room, without a comparison of its own.
 pub(crate) const CLOSED_BIN: usize = SMALL_BINS + EIGHT_STEP_CLASSES + FOUR_STEP_CLASSES;
 /// Number of classes, the unused class 0 included.
 pub(crate) const CLASSES: usize = SMALL_CLASSES + EIGHT_STEP_CLASSES + FOUR_STEP_CLASSES;
@@ -64,30 +64,23 @@ pub(crate) const fn bin(x: usize) -> Option<usize> {
 }
 
 /// The bin for `SMALL_MAX <= x < MEDIUM_MAX`, by table: the instruction that finds the highest bit is slow on some
-/// processors, and shifts by its result are slow on others.
+/// processors, and shifts by its result are slow on others. Of the table's 8 KiB only the lines of sizes in use are read.
 #[inline]
 pub(crate) const fn medium_bin(x: usize) -> usize {
-    let step = if x < 1 << EIGHT_STEPS_MAX_LOG { x >> LOW_SHIFT } else { (x >> HIGH_SHIFT) + HIGH };
-    MEDIUM_BINS[step % MEDIUM_BINS.len()] as usize
+    MEDIUM_BINS[(x >> STEP_SHIFT) % MEDIUM_BINS.len()] as usize
 }
 
-/// Sizes that differ below these bits only are of the same class, up to and above `EIGHT_STEPS_MAX_LOG`.
-const LOW_SHIFT: usize = SMALL_LOG - 3;
-const HIGH_SHIFT: usize = EIGHT_STEPS_MAX_LOG - 2;
-/// Where the steps above it are in the table, behind those below.
-const HIGH: usize = (1 << (EIGHT_STEPS_MAX_LOG - LOW_SHIFT)) - (1 << (EIGHT_STEPS_MAX_LOG - HIGH_SHIFT));
+/// Sizes that differ below these bits only are of the same class.
+pub(crate) const STEP_SHIFT: usize = SMALL_LOG - 3;
 
 /// The bins of all steps.
-static MEDIUM_BINS: [u8; HIGH + (1 << (MEDIUM_LOG - HIGH_SHIFT))] = {
-    let mut table = [0; _];
-    let mut x = SMALL_MAX;
-    while x < 1 << EIGHT_STEPS_MAX_LOG {
-        table[x >> LOW_SHIFT] = formula(x) as u8;
-        x += 1 << LOW_SHIFT;
-    }
-    while x < MEDIUM_MAX {
-        table[(x >> HIGH_SHIFT) + HIGH] = formula(x) as u8;
-        x += 1 << HIGH_SHIFT;
+pub static MEDIUM_BINS: [u8; MEDIUM_MAX >> STEP_SHIFT] = {
+    // Small sizes may come here, too: see `c`.
+    let mut table = [CLOSED_BIN as u8; _];
+    let mut step = SMALL_MAX >> STEP_SHIFT;
+    while step < table.len() {
+        table[step] = formula(step << STEP_SHIFT) as u8;
+        step += 1;
     }
     table
 };

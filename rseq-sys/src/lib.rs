@@ -82,7 +82,7 @@ pub mod sequence;
 mod signals;
 
 pub use abi::Errno;
-pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, set_private_id, with_thread_words};
+pub use arch::{HAVE_SEQUENCES, LOADS_IN_ORDER, prefetch_to_write, set_private_id, with_thread_words};
 pub use features::{FeatureSize, Registrar};
 pub use ids::possible_ids;
 pub use mode::{IndexKind, Mode, ModeWithIndex, Unavailable};

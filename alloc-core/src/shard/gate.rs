@@ -11,12 +11,12 @@
 //! negative, and nothing happens.
 
 use super::{SHARD_SHIFT, STACK, Shard};
-use crate::limit;
 use crate::os::{futex::Lock, mapping};
+use crate::{c, limit};
 use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use rseq_sys::sequence::{Stacks, Vcpu};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use rseq_sys::sequence::{Entry, Stacks, Vcpu};
 
 /// What inlined code uses.
 pub(crate) static FAST: Stacks<SHARD_SHIFT, STACK> = Stacks::new();
@@ -27,6 +27,12 @@ pub(crate) mod fast {
 
 /// What the code behind the gate uses.
 pub(crate) static SHARDS: Stacks<SHARD_SHIFT, STACK> = Stacks::new();
+
+/// What the functions of the C interface use, to take blocks and to return them. `FAST` in another form: see
+/// [`crate::c`], which also says what displacements count from.
+pub static TAKE: Entry = Entry::new();
+/// See [`TAKE`].
+pub static RETURN: Entry = Entry::new();
 
 /// Address space for this many shards, if it is to be had; no kernel configuration has more CPUs (8192 on x86-64). A
 /// process that is restored onto a larger machine finds its shards.
@@ -39,7 +45,9 @@ static BASE: AtomicPtr<Shard> = AtomicPtr::new(null_mut());
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
 /// Shards that can be written: those of the ids below.
 static LIMIT: AtomicUsize = AtomicUsize::new(0);
-/// Held while the limit is raised.
+/// Whether [`TAKE`] and [`RETURN`] may be open.
+static PREPARED: AtomicBool = AtomicBool::new(false);
+/// Held while a limit is raised, or all is closed.
 static LIMITS: Lock = Lock::new();
 
 /// Opens both tables for `vcpu`, over shards that can only be read; false if there is no address space for all that may
@@ -68,7 +76,45 @@ pub(crate) fn open(vcpu: Vcpu) -> bool {
     }
     // SAFETY: both tables are new, or were not opened to the end. The reservation reads as zero from BELOW places before
     // the base to the last id there can be, and stays.
-    unsafe { SHARDS.open(vcpu, base.cast()) && FAST.open(vcpu, base.cast()) }
+    let opened = unsafe { SHARDS.open(vcpu, base.cast()) && FAST.open(vcpu, base.cast()) };
+    if opened {
+        // SAFETY: as above, and displacements stay in the reservation.
+        unsafe { open_entries(vcpu, base) };
+    }
+    opened
+}
+
+/// Opens [`FAST`] over the private arenas at `base`.
+///
+/// # Safety
+/// That of [`Stacks::open_private`].
+pub(super) unsafe fn open_private(base: *mut Shard) {
+    // SAFETY: by contract.
+    unsafe { FAST.open_private(base.cast()) };
+    // SAFETY: the table was opened just now.
+    unsafe { open_entries(FAST.vcpu(), base) };
+}
+
+/// # Safety
+/// That of [`Entry::open`], for shards that begin at `base`.
+unsafe fn open_entries(vcpu: Vcpu, base: *mut Shard) {
+    let base = base.cast::<u8>();
+    // SAFETY: by contract; the displacements of the fronts lie in the shard or in the word before it.
+    unsafe { TAKE.prepare(vcpu, base.wrapping_add(c::TAKE_BIAS)) };
+    // SAFETY: as above.
+    unsafe { RETURN.prepare(vcpu, base.wrapping_sub(c::RETURN_BIAS)) };
+    PREPARED.store(true, Ordering::Release);
+    // SAFETY: prepared just now.
+    unsafe { TAKE.open(c::TAKE_LIMITS) };
+}
+
+/// Opens [`RETURN`], if it is prepared and the tables were not closed for good.
+pub(crate) fn limit_returns(limits: [usize; 2]) {
+    let _guard = LIMITS.lock();
+    if PREPARED.load(Ordering::Acquire) {
+        // SAFETY: it is prepared.
+        unsafe { RETURN.open(limits) };
+    }
 }
 
 /// The shard of a vCPU that can be written already.
@@ -124,7 +170,11 @@ fn raise(id: u32) -> Option<&'static Shard> {
 /// Sends every call to the slow path from now on.
 #[cold]
 pub(crate) fn close_for_good() {
+    let _guard = LIMITS.lock();
+    PREPARED.store(false, Ordering::Relaxed);
     FAST.close();
+    TAKE.close();
+    RETURN.close();
 }
 
 /// Shards in use.

@@ -72,6 +72,8 @@ pub(crate) struct Shard {
 const _: () = {
     assert!(size_of::<Shard>() == 1 << SHARD_SHIFT);
     assert!(offset_of!(Shard, tops) == 0);
+    // The word before a shard's first header is 0 for ever, see `map`.
+    assert!(offset_of!(Shard, toll) + size_of::<toll::Toll>() <= (1 << SHARD_SHIFT) - size_of::<usize>());
 };
 
 impl Shard {
@@ -265,6 +267,8 @@ pub(crate) fn has_blocks(access: &impl Access, bin: usize) -> bool {
 fn filled_magazine(access: &impl Access, class_index: usize) -> Option<Owned> {
     miss(class_index);
     if let Some(magazine) = depot::take_full(class_index) {
+        // Another vCPU's, most often.
+        magazine.prefetch();
         return Some(magazine);
     }
     let mut magazine = empty_magazine(access)?;

@@ -16,8 +16,7 @@
 //! A signal handler must not allocate in the middle of an operation on such a shard. No other mode promises that it may.
 
 use super::arena::OnArena;
-use super::gate::FAST;
-use super::{SHARD_SHIFT, Shard};
+use super::{SHARD_SHIFT, Shard, gate};
 use crate::limit;
 use crate::os::mapping;
 use core::mem::size_of;
@@ -68,7 +67,7 @@ pub(crate) fn open(cpus: usize) {
     BASE.store(base.cast(), Ordering::Relaxed);
     // SAFETY: no thread has a number before COUNT says that there are some. The reservation reads as zero from BELOW
     // places before the base to the last number, and stays.
-    unsafe { FAST.open_private(base) };
+    unsafe { gate::open_private(base.cast()) };
     COUNT.store(count, Ordering::Release);
 }
 

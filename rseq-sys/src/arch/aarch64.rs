@@ -27,8 +27,9 @@ __rseq_sys_block_0:
     .xword 0
     .word 0, -1, -1, 0
     .zero 32
-    .word 0, -1
-    .zero 56
+    .word 0, 0
+    .zero 48
+    .word -1, 0
     .popsection
     "#
 );
@@ -55,6 +56,13 @@ pub(crate) fn own_offset() -> isize {
              out(reg) offset, options(nostack, readonly, preserves_flags));
     }
     offset
+}
+
+/// Asks for the cache line of an address, to be written soon; a hint, for any address.
+#[inline]
+pub fn prefetch_to_write(address: usize) {
+    // SAFETY: never faults.
+    unsafe { asm!("prfm pstl1keep, [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
 /// glibc's three symbols in a statically linked program, where there is no loader whose table could be read.

@@ -26,7 +26,7 @@ mod imp;
 #[cfg(any(target_feature = "crt-static", feature = "weak-libc-symbols"))]
 pub(crate) use imp::weak_libc_symbols;
 pub(crate) use imp::{ABORTS_IN_DOUBT, own_offset, thread_pointer};
-pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER};
+pub use imp::{HAVE_SEQUENCES, LOADS_IN_ORDER, prefetch_to_write};
 
 /// The thread-local block of this crate: an rseq area for threads that nobody else registers, and the words that
 /// belong to it.
@@ -39,11 +39,15 @@ pub(crate) struct OwnBlock {
     pub(crate) area: [u8; 64],
     /// What registration did with this thread; starts as 0.
     pub(crate) state: AtomicU32,
-    /// What tables read in place of an id before they are opened, or if they are opened for such ids; starts as all ones.
-    private_id: AtomicU32,
+    reserve: u32,
     /// Words for the library that embeds this crate; start as 0.
     pub(crate) user: [AtomicUsize; 4],
-    reserve: [u8; 24],
+    /// Where the functions of an [`Entry`](crate::sequence::Entry) for private ids leave what is a descriptor elsewhere:
+    /// as far before the private id as `rseq_cs` is before `mm_cid`.
+    not_armed: [u8; 16],
+    /// What tables read in place of an id before they are opened, or if they are opened for such ids; starts as all ones.
+    private_id: AtomicU32,
+    reserve_behind: u32,
 }
 
 const _: () = {
@@ -52,10 +56,12 @@ const _: () = {
     assert!(offset_of!(OwnBlock, state) == 64);
     assert!(offset_of!(OwnBlock, private_id) == PRIVATE_ID);
     assert!(offset_of!(OwnBlock, user) == 72);
+    let (rseq_cs, mm_cid) = (offset_of!(crate::abi::Rseq, rseq_cs), offset_of!(crate::abi::Rseq, mm_cid));
+    assert!(PRIVATE_ID - (mm_cid - rseq_cs) == offset_of!(OwnBlock, not_armed));
 };
 
 /// Where the private id is in the own block.
-pub(crate) const PRIVATE_ID: usize = 68;
+pub(crate) const PRIVATE_ID: usize = 120;
 
 /// The calling thread's block.
 #[inline]

@@ -23,9 +23,11 @@ unsafe impl Sync for Shared {}
 static BLOCK: Shared = Shared(UnsafeCell::new(OwnBlock {
     area: [0xff; 64],
     state: core::sync::atomic::AtomicU32::new(0),
-    private_id: core::sync::atomic::AtomicU32::new(u32::MAX),
+    reserve: 0,
     user: [const { core::sync::atomic::AtomicUsize::new(0) }; 4],
-    reserve: [0; 24],
+    not_armed: [0; 16],
+    private_id: core::sync::atomic::AtomicU32::new(u32::MAX),
+    reserve_behind: 0,
 }));
 
 /// Stands for the thread pointer: offsets count from the shared block.
@@ -33,6 +35,10 @@ static BLOCK: Shared = Shared(UnsafeCell::new(OwnBlock {
 pub(crate) fn thread_pointer() -> usize {
     BLOCK.0.get().expose_provenance()
 }
+
+/// Nothing, where there is no instruction for it to be had.
+#[inline]
+pub fn prefetch_to_write(_address: usize) {}
 
 /// Where the own block lies, from [`thread_pointer`].
 #[inline]

@@ -28,8 +28,9 @@ __rseq_sys_block_0:
     .quad 0
     .long 0, -1, -1, 0
     .zero 32
-    .long 0, -1
-    .zero 56
+    .long 0, 0
+    .zero 48
+    .long -1, 0
     .popsection
     "#
 );
@@ -55,6 +56,13 @@ pub(crate) fn own_offset() -> isize {
              options(nostack, readonly, preserves_flags));
     }
     offset
+}
+
+/// Asks for the cache line of an address, to be written soon; a hint, for any address.
+#[inline]
+pub fn prefetch_to_write(address: usize) {
+    // SAFETY: never faults; processors that do not know it take it for a NOP.
+    unsafe { asm!("prefetchw byte ptr [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
 /// glibc's three symbols in a statically linked program, where there is no loader whose table could be read.

@@ -65,6 +65,68 @@ mod by_name {
     rseq_sys::stack_functions!(TABLE, SHIFT, STACK);
 }
 
+mod by_entry {
+    use super::{SHIFT, STACK, TABLE};
+    use rseq_sys::sequence::Entry;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    pub(crate) static TAKE: Entry = Entry::new();
+    pub(crate) static PUT: Entry = Entry::new();
+    /// The functions compare the displacement, which is 0, with this.
+    pub(crate) const LIMITS: [usize; 2] = [1, 0];
+    /// Whether `put` came to its slow path.
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn nothing(_displacement: usize) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+
+    extern "C" fn refuse(_p: usize) {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
+
+    /// What the functions are where there is no assembly for them.
+    fn otherwise(p: usize) {
+        // SAFETY: the headers are at displacement 0; p is not 0.
+        if !unsafe { TABLE.push(0, p) } {
+            refuse(p);
+        }
+    }
+
+    rseq_sys::entry_pop! {
+        extern "C" fn take(displacement: usize) -> *mut u8 = {
+            let _ = nothing;
+            // SAFETY: the headers are at displacement 0.
+            unsafe { TABLE.pop(displacement) }
+        };
+        entry TAKE, shift SHIFT, scale 1, slow nothing,
+        fronts [
+            "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f",
+            "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f"
+        ],
+        asides ["", ""],
+    }
+
+    rseq_sys::entry_push! {
+        unsafe extern "C" fn put_or_refuse(p: usize) = otherwise(p);
+        entry PUT, shift SHIFT, scale 8, stack STACK, slow refuse,
+        fronts [
+            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f",
+            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f"
+        ],
+        asides ["", ""],
+    }
+
+    /// Whether the stack took `p`.
+    pub(crate) fn put(p: usize) -> bool {
+        REFUSED.store(false, Ordering::Relaxed);
+        let _ = otherwise;
+        // SAFETY: as in `otherwise`.
+        unsafe { put_or_refuse(p) };
+        !REFUSED.load(Ordering::Relaxed)
+    }
+}
+
 /// What both threads know.
 struct World {
     vcpu: Vcpu,
@@ -102,6 +164,12 @@ pub(crate) fn run() -> ! {
     for table in [&TABLE, &by_name::TABLE] {
         // SAFETY: a new table; there are headers for all ids, and they are never freed.
         assert!(unsafe { table.open(vcpu, memory.as_ptr().cast_mut().cast()) });
+    }
+    for entry in [&by_entry::TAKE, &by_entry::PUT] {
+        // SAFETY: as above, and new.
+        unsafe { entry.prepare(vcpu, memory.as_ptr().cast_mut().cast()) };
+        // SAFETY: prepared.
+        unsafe { entry.open(by_entry::LIMITS) };
     }
     memory.iter().for_each(|memory| memory.write(&State::initial()));
     assert!(pin(0, world.home));
@@ -246,6 +314,8 @@ impl World {
             Step::Push(p) => push(p),
             Step::StaticPop => static_pop(),
             Step::StaticPush(p) => static_push(p),
+            Step::EntryPop => unless_aborted(|| took(by_entry::take(0))),
+            Step::EntryPush(p) => unless_aborted(|| by_entry::put(p).then_some(Answer::Did)),
             Step::Replace => replace(self.vcpu, id, m),
             Step::CompareStore(expect, new) => compare_store(self.vcpu, id, m, expect, new),
             Step::CompareCompareStore(expect, expect2, new) => {

@@ -1,6 +1,6 @@
 //! Counts the instructions on the allocator's hit path in a finished binary, and fails when there are too many.
 //!
-//!     count_hot_path BINARY FUNCTION=LIMIT…
+//!     count_hot_path BINARY FUNCTION=LIMIT[/SHORTEST]…
 //!
 //! The hit path of a function is the way from its entry to its `ret` on which a restartable section is armed, entered
 //! and left through its commit, and no other section is armed: the magazine had a block, or room for one. It must
@@ -11,7 +11,7 @@
 //! counted: it belongs to the function that allocates, which keeps it for calls on other paths. `ret` is counted.
 //!
 //! If several paths qualify, for instance one per way of finding the size class, the one with the most instructions
-//! that count is judged and listed. A path with a loop on it has no length, and is refused. Only x86-64 is understood.
+//! that count is judged and listed; where SHORTEST is given, the one with the fewest is judged by that. A path with a loop on it has no length, and is refused. Only x86-64 is understood.
 
 mod graph;
 mod image;
@@ -42,10 +42,10 @@ fn main() -> ExitCode {
 /// Whether every function named in `arguments` is within its limit; `Err` for what cannot be judged at all.
 fn run(arguments: &[String]) -> Result<bool, String> {
     let [binary, wanted @ ..] = arguments else {
-        return Err("usage: count_hot_path BINARY FUNCTION=LIMIT...".to_owned());
+        return Err("usage: count_hot_path BINARY FUNCTION=LIMIT[/SHORTEST]...".to_owned());
     };
     if wanted.is_empty() {
-        return Err("no FUNCTION=LIMIT given".to_owned());
+        return Err("no FUNCTION given".to_owned());
     }
     let bytes = std::fs::read(binary).map_err(|error| format!("{binary}: {error}"))?;
     let image = Image::parse(&bytes).map_err(|error| format!("{binary}: {error}"))?;
@@ -53,16 +53,14 @@ fn run(arguments: &[String]) -> Result<bool, String> {
     let mut rows = Vec::new();
     let mut good = true;
     for argument in wanted {
-        let (function, limit) = argument
-            .split_once('=')
-            .and_then(|(name, limit)| Some((name, limit.parse::<usize>().ok()?)))
-            .ok_or_else(|| format!("`{argument}` is not of the form FUNCTION=LIMIT"))?;
+        let (function, limit, shortest) =
+            wish(argument).ok_or_else(|| format!("`{argument}` is not of the form FUNCTION=LIMIT[/SHORTEST]"))?;
         let entry = image.function(function).map_err(|error| format!("{binary}: {error}"))?;
         match paths::judge(&image, entry) {
             Verdict::Hit(found) => {
                 print_listing(function, &found.longest);
                 let count = found.ways.longest.counted;
-                let within = count <= limit;
+                let within = count <= limit && found.ways.shortest.counted <= shortest;
                 good &= within;
                 rows.push(row(
                     function,
@@ -84,6 +82,13 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         println!("{row}");
     }
     Ok(good)
+}
+
+/// A function, and the most instructions of its longest and its shortest path.
+fn wish(argument: &str) -> Option<(&str, usize, usize)> {
+    let (name, limits) = argument.split_once('=')?;
+    let (limit, shortest) = limits.split_once('/').unwrap_or((limits, limits));
+    Some((name, limit.parse().ok()?, shortest.parse().ok()?))
 }
 
 fn row(function: &str, count: &str, limit: usize, verdict: &str) -> String {

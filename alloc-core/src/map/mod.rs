@@ -12,23 +12,27 @@
 //! - A class is published after its owner, so whoever reads a class reads the owner set with it or a later one.
 //!   Owners are type-stable (see [`crate::meta`]), which makes even a stale one safe to look at.
 //!
-//! - The displacements of the classes are in place before the first leaf is.
+//! A page's byte does not name its class but the header that its blocks are pushed to: the class's last bin, plus one.
+//! What is large leads to [`CLOSED_BIN`], and nobody's pages, with 0, to the word before the first header. Both never
+//! have room, so such a push fails, and the slow path asks why.
 //!
-//! Below the C interface's `free` each instruction counts, so the tables are laid out for [`free_displacement`]: a slot
-//! holds not the leaf but the place where the class byte of page 0 would be if the leaf's class bytes went on
-//! downwards from its first page, plus one. The whole page number is then the index, without a mask, and no leaf comes
-//! out as null.
+//! Below the C interface's `free` each instruction counts. So where [`window::want`] asked for it, the bytes of the pages
+//! around the first leaf stand in one flat array, too: the *window*. It is found by a subtraction, a shift, and one
+//! comparison that also tells what lies outside. The regions of the page heap mostly lie there, since the kernel
+//! gives out addresses from the top down; what does not is found by root and leaf.
 //!
 //! What it does not do: no locks, and no protection against looking up an address that is being set or
 //! cleared at that moment. The owner of the block rules that out; a wild pointer gets an answer from before or after.
 
+pub(crate) mod window;
+
 use core::mem::offset_of;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use crate::meta;
 use crate::os::ADDRESS_BITS;
-use crate::size_class::{CLASSES, CLOSED_BIN, HUGE_SHIFT, PAGE_SHIFT, last_bin_of_class};
+use crate::size_class::{CLOSED_BIN, HUGE_SHIFT, PAGE_SHIFT, class_of_bin, last_bin_of_class};
 
 /// The class of addresses that belong to nobody.
 pub(crate) const NONE: u8 = 0;
@@ -47,21 +51,8 @@ const OWNER_UNITS: usize = PAGES * size_of::<AtomicPtr<u8>>() / UNIT;
 const CLASS_UNITS: usize = PAGES / UNIT;
 const UNIT_WORDS: usize = (OWNER_UNITS + CLASS_UNITS).div_ceil(64);
 
-/// The root and what [`free_displacement`] needs besides, side by side so that one register leads to both.
-#[repr(C)]
-struct Tables {
-    /// Per GiB null or [`biased`].
-    root: [AtomicPtr<u8>; ROOT_SLOTS],
-    /// By class byte, the displacement in a shard of the header that a freed block goes to. Zero until the first leaf
-    /// is installed, so that the whole static takes no room in the file. Wider than need be: a load of 16 bits would have
-    /// to be extended by another instruction.
-    displacements: [AtomicU32; 256],
-}
-
-static MAP: Tables = Tables {
-    root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS],
-    displacements: [const { AtomicU32::new(0) }; 256],
-};
+/// Per GiB null or a leaf.
+static ROOT: [AtomicPtr<Leaf>; ROOT_SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS];
 
 /// A leaf made in advance, so that [`Spare`] usually costs nothing.
 static SPARE: AtomicPtr<Leaf> = AtomicPtr::new(ptr::null_mut());
@@ -91,7 +82,7 @@ pub(crate) fn set(addr: usize, pages: usize, class: u8, owner: *mut u8) -> bool 
     }
     for page in first..=last {
         if let Some(leaf) = leaf(page / PAGES) {
-            leaf.store(page % PAGES, class, owner);
+            leaf.store(page, class, owner);
         }
     }
     true
@@ -106,6 +97,7 @@ pub(crate) fn clear(addr: usize, pages: usize) {
         if let Some(leaf) = leaf(page / PAGES) {
             // The owner stays: a reader that raced for the class may still be about to read it.
             leaf.classes[page % PAGES].store(NONE, Ordering::Release);
+            window::set(page, NONE);
         }
     }
 }
@@ -117,45 +109,41 @@ pub(crate) fn lookup(addr: usize) -> (u8, *mut u8) {
         return (NONE, ptr::null_mut());
     };
     let page = (addr >> PAGE_SHIFT) % PAGES;
-    match leaf.classes[page].load(Ordering::Acquire) {
+    match decode(leaf.classes[page].load(Ordering::Acquire)) {
         NONE => (NONE, ptr::null_mut()),
         class => (class, leaf.owners[page].load(Ordering::Relaxed)),
     }
 }
 
 /// The displacement of the header that takes the block at `addr`: that of the last bin of its class. Where `addr` lies
-/// in no class, `None` or the displacement of [`CLOSED_BIN`], which takes nothing.
-///
-/// # Safety
-/// Nobody sets or clears the page of `addr` meanwhile. Where `addr` is in a live block, or where there never was one,
-/// that is so.
+/// in no class, `None` or a displacement, from the shard or as a negative number, of a header that takes nothing.
 #[inline(always)]
-pub(crate) unsafe fn free_displacement(addr: usize) -> Option<usize> {
-    let biased = MAP.root.get(unforeseen(addr >> LEAF_SHIFT))?.load(Ordering::Acquire);
-    if biased.is_null() {
-        return None;
-    }
-    let class = biased.wrapping_add(addr >> PAGE_SHIFT).wrapping_sub(1);
-    // SAFETY: by the bias this is the class byte of the page in its leaf, which lives for ever. No other thread writes
-    // to it, by contract; an atomic load would have to be extended by another instruction.
-    let class = unsafe { class.read() };
-    Some(MAP.displacements[usize::from(class)].load(Ordering::Relaxed) as usize)
+pub(crate) fn free_displacement(addr: usize) -> Option<usize> {
+    let leaf = leaf(addr >> LEAF_SHIFT)?;
+    let byte = leaf.classes[(addr >> PAGE_SHIFT) % PAGES].load(Ordering::Relaxed);
+    Some((usize::from(byte) * size_of::<usize>()).wrapping_sub(size_of::<usize>()))
 }
 
-/// The same number, of which the compiler knows nothing. It would compare the address instead of the slot with a bound,
-/// and need an instruction more for that.
-#[inline(always)]
-fn unforeseen(slot: usize) -> usize {
-    if cfg!(miri) {
-        return slot;
+/// What stands for a class in a leaf.
+const fn encode(class: u8) -> u8 {
+    match class {
+        NONE => 0,
+        LARGE => CLOSED_BIN as u8 + 1,
+        class => last_bin_of_class(class as usize) as u8 + 1,
     }
-    let same;
-    // SAFETY: no instruction.
-    unsafe {
-        core::arch::asm!("/* {} */", inout(reg) slot => same, options(pure, nomem, nostack, preserves_flags));
-    }
-    same
 }
+
+/// The inverse of [`encode`].
+#[inline]
+fn decode(byte: u8) -> u8 {
+    match usize::from(byte).checked_sub(1) {
+        None => NONE,
+        Some(CLOSED_BIN) => LARGE,
+        Some(bin) => class_of_bin(bin) as u8,
+    }
+}
+
+const _: () = assert!(CLOSED_BIN + 1 < 256);
 
 /// Records the descriptor of the huge page at `addr`. False: no memory for a leaf, and nothing changed.
 pub(crate) fn set_huge(addr: usize, descriptor: *mut u8) -> bool {
@@ -199,7 +187,7 @@ impl Spare {
                 match install(slot, leaf) {
                     Some(Installed::Ours(leaf)) => {
                         core::mem::forget(self);
-                        leaf.store((addr >> PAGE_SHIFT) % PAGES, class, owner);
+                        leaf.store(addr >> PAGE_SHIFT, class, owner);
                         return;
                     }
                     Some(Installed::Theirs(leaf)) => leaf,
@@ -207,7 +195,7 @@ impl Spare {
                 }
             }
         };
-        installed.store((addr >> PAGE_SHIFT) % PAGES, class, owner);
+        installed.store(addr >> PAGE_SHIFT, class, owner);
     }
 }
 
@@ -222,22 +210,30 @@ impl Drop for Spare {
 }
 
 impl Leaf {
-    fn store(&self, page: usize, class: u8, owner: *mut u8) {
+    /// For a page of this leaf, by its number in the address space.
+    fn store(&self, number: usize, class: u8, owner: *mut u8) {
+        let (page, byte) = (number % PAGES, encode(class));
         self.touch(page * size_of::<AtomicPtr<u8>>() / UNIT);
         self.touch(OWNER_UNITS + page / UNIT);
-        self.owners[page % PAGES].store(owner, Ordering::Relaxed);
-        self.classes[page % PAGES].store(class, Ordering::Release);
+        self.owners[page].store(owner, Ordering::Relaxed);
+        self.classes[page].store(byte, Ordering::Release);
+        window::set(number, byte);
     }
 
     /// Counts a unit of the leaf the first time that something is written there.
     fn touch(&self, unit: usize) {
-        let Some(word) = self.touched.get(unit / 64) else {
-            return;
-        };
-        let bit = 1 << (unit % 64);
-        if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            meta::account(UNIT);
-        }
+        account_once(&self.touched, unit);
+    }
+}
+
+/// Counts a [`UNIT`] the first time that something is written there, which its bit tells.
+fn account_once(touched: &[AtomicU64], unit: usize) {
+    let Some(word) = touched.get(unit / 64) else {
+        return;
+    };
+    let bit = 1 << (unit % 64);
+    if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        meta::account(UNIT);
     }
 }
 
@@ -250,31 +246,8 @@ fn page_numbers(addr: usize, pages: usize) -> Option<(usize, usize)> {
 
 #[inline]
 fn leaf(slot: usize) -> Option<&'static Leaf> {
-    let biased = MAP.root.get(slot)?.load(Ordering::Acquire);
-    if biased.is_null() {
-        return None;
-    }
     // SAFETY: the root holds null or a leaf, which lives for ever and has only atomic fields.
-    unsafe { unbiased(slot, biased).as_ref() }
-}
-
-/// What the root holds for a leaf; see the module's description. Odd, so never null.
-fn biased(slot: usize, leaf: NonNull<Leaf>) -> *mut u8 {
-    leaf.as_ptr().cast::<u8>().wrapping_add(offset_of!(Leaf, classes) + 1).wrapping_sub(slot * PAGES)
-}
-
-/// The inverse of [`biased`].
-#[inline]
-fn unbiased(slot: usize, biased: *mut u8) -> *mut Leaf {
-    biased.wrapping_add(slot * PAGES).wrapping_sub(offset_of!(Leaf, classes) + 1).cast()
-}
-
-/// Fills in the displacements; always the same, so it does no harm to do it again.
-fn fill_displacements() {
-    for (class, displacement) in MAP.displacements.iter().enumerate() {
-        let bin = if class > 0 && class < CLASSES { last_bin_of_class(class) } else { CLOSED_BIN };
-        displacement.store((bin * size_of::<usize>()) as u32, Ordering::Relaxed);
-    }
+    unsafe { ROOT.get(slot)?.load(Ordering::Acquire).as_ref() }
 }
 
 fn leaf_or_new(slot: usize) -> Option<&'static Leaf> {
@@ -304,23 +277,23 @@ enum Installed {
 
 /// Offers a new leaf for a slot. `None`: there is no such slot.
 fn install(slot: usize, new: NonNull<Leaf>) -> Option<Installed> {
-    let root = MAP.root.get(slot)?;
-    // Published with the leaf: whoever reads a class byte reads these.
-    fill_displacements();
-    match root.compare_exchange(ptr::null_mut(), biased(slot, new), Ordering::AcqRel, Ordering::Acquire) {
+    let root = ROOT.get(slot)?;
+    window::make_if_wanted(slot << LEAF_SHIFT);
+    match root.compare_exchange(ptr::null_mut(), new.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
             meta::account(2 * UNIT);
             // SAFETY: installed just now, for ever; zero bytes are a valid leaf.
             Some(Installed::Ours(unsafe { new.as_ref() }))
         }
         // SAFETY: a leaf that another thread installed, for ever.
-        Err(other) => Some(Installed::Theirs(unsafe { unbiased(slot, other).as_ref() }?)),
+        Err(other) => Some(Installed::Theirs(unsafe { other.as_ref() }?)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size_class::CLASSES;
     extern crate std;
     use std::sync::atomic::AtomicUsize as Counter;
 
@@ -454,8 +427,6 @@ mod tests {
 
     #[test]
     fn displacements_are_those_of_the_last_bin() {
-        // SAFETY: no other test uses this GiB, nor the addresses beyond the user's.
-        let free_displacement = |addr| unsafe { super::free_displacement(addr) };
         let base = unused_gib();
         assert_eq!(free_displacement(base), None);
         for class in 1..CLASSES {
@@ -463,8 +434,9 @@ mod tests {
             assert_eq!(free_displacement(base + class * PAGE + 9), Some(last_bin_of_class(class) * 8));
         }
         assert!(set(base, 1, LARGE, owner(8)));
-        for nobodys in [base, base + CLASSES * PAGE, base + GIB - 1] {
-            assert_eq!(free_displacement(nobodys), Some(CLOSED_BIN * 8));
+        assert_eq!(free_displacement(base), Some(CLOSED_BIN * 8));
+        for nobodys in [base + CLASSES * PAGE, base + GIB - 1] {
+            assert_eq!(free_displacement(nobodys), Some(0_usize.wrapping_sub(8)));
         }
         for outside in [0, 1 << ADDRESS_BITS, usize::MAX] {
             assert_eq!(free_displacement(outside), None);
