@@ -398,7 +398,8 @@ fn stash(access: &impl Access, mut magazine: Owned) {
 }
 
 /// An empty magazine: the shard's list, else the depot.
-fn stash_empty(access: &impl Access, magazine: Owned) {
+fn stash_empty(access: &impl Access, mut magazine: Owned) {
+    magazine.make_shallow();
     if let Err(magazine) = list_push(access, &access.shard().empty, magazine, EMPTY_DEPTH) {
         depot::put_empty(magazine);
     }
