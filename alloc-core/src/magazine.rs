@@ -86,8 +86,8 @@ pub(crate) fn pool() -> &'static Pool<Magazine> {
 /// These are the bytes of blocks that all deep ones have room for beyond that. Of small blocks a shard holds little,
 /// whatever it is given; of these a few for each vCPU would be a lot, so there is a bound for the process.
 pub(crate) static DEEP: AtomicUsize = AtomicUsize::new(0);
-/// The bound. One thread that replaces blocks of 64 KiB to 1 MiB at random needs about half of it.
-const DEEP_MAX: usize = 64 << 20;
+/// The bound. One thread that replaces blocks of 64 KiB to 1 MiB at random has use for 20 to 30 MiB.
+const DEEP_MAX: usize = 32 << 20;
 
 /// A magazine that the holder owns exclusively. It has no destructor: every path hands it on, and a magazine lost in a
 /// thread that a fork cut off is only a leak.
