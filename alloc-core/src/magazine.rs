@@ -86,7 +86,8 @@ pub(crate) fn pool() -> &'static Pool<Magazine> {
 /// These are the bytes of blocks that all deep ones have room for beyond that. Of small blocks a shard holds little,
 /// whatever it is given; of these a few for each vCPU would be a lot, so there is a bound for the process.
 pub(crate) static DEEP: AtomicUsize = AtomicUsize::new(0);
-/// The bound. One thread that replaces blocks of 64 KiB to 1 MiB at random has use for 20 to 30 MiB.
+/// The bound. One thread that replaces blocks of 64 KiB to 1 MiB at random has use for 20 to 30 MiB of it, and takes as
+/// long with 16.
 const DEEP_MAX: usize = 32 << 20;
 
 /// A magazine that the holder owns exclusively. It has no destructor: every path hands it on, and a magazine lost in a
@@ -481,6 +482,34 @@ mod tests {
         }
         m.discard();
         assert_eq!((peek(NONE), count_of(NONE), is_full(NONE)), (0, 0, true));
+    }
+
+    /// Promise: all magazines together have room for a bounded number of single blocks, and those that are empty for none.
+    #[test]
+    fn deep_magazines_are_bounded() {
+        let class_index = CLASSES - 1;
+        let (first, most) = (shallow(class_index), usize::from(class(class_index).capacity_max));
+        let mut all = std::vec::Vec::new();
+        loop {
+            let mut m = Owned::new().unwrap();
+            m.prepare(class_index, most);
+            let deep = m.is_deep();
+            assert_eq!(m.capacity(), if deep { most } else { first });
+            all.push(m);
+            if !deep {
+                break;
+            }
+        }
+        // Other tests may have some.
+        assert!(all.len() <= 1 + DEEP_MAX / beyond(class_index, most));
+        assert!(DEEP.load(Relaxed) <= DEEP_MAX);
+        for mut m in all {
+            m.make_shallow();
+            assert!(!m.is_deep() && m.capacity() == first);
+            m.prepare(class_index, first);
+            assert!(!m.is_deep());
+            m.discard();
+        }
     }
 
     #[test]

@@ -333,13 +333,17 @@ impl LargeHeap {
             return Some(ptr);
         }
         let reserved = with_reserve(new_size)?;
-        // What is kept behind the block. The guard goes at the end of the statement.
-        let behind =
-            self.state.lock().cache.take_behind(ptr.addr().get() + len, exact - len, reserved.saturating_sub(len));
-        if let Some(more) = behind {
-            self.record(block, new_size, len + more);
+        // What is kept behind the block.
+        let mut state = self.state.lock();
+        let end = ptr.addr().get() + len;
+        if let Some(more) = state.cache.take_behind(end, exact - len, reserved.saturating_sub(len)) {
+            state.recount((fields.size.load(Ordering::Relaxed), len), (new_size, len + more));
+            drop(state);
+            fields.size.store(new_size, Ordering::Relaxed);
+            fields.len.store(len + more, Ordering::Relaxed);
             return Some(ptr);
         }
+        drop(state);
         // A classed block stays at an address that is aligned for every class.
         let movable = align <= mapping::page_size() && new_size > MEDIUM_MAX;
         for new_len in [reserved, exact] {
