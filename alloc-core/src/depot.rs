@@ -4,7 +4,7 @@
 //! by up to 251 blocks and no span is touched. One short lock per class, and one for the empty magazines; a lock-free
 //! depot measured the same and would have to deal with ABA.
 //!
-//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines; what exceeds that goes back to the
+//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines, or one that is deep; what exceeds that goes back to the
 //! spans.
 //!
 //! Ageing: each class notes the least number of magazines it held since it was last looked at, [`PER_INTERVAL`] times in a
@@ -113,7 +113,8 @@ pub(crate) fn take_full(class: usize) -> Option<Owned> {
 /// Leaves a magazine with blocks here, or hands it back if the class has enough.
 pub(crate) fn put_full(magazine: Owned) -> Result<(), Owned> {
     let bytes = magazine.capacity() * class(magazine.class()).size as usize;
-    let limit = (cache_budget(CLASS_BUDGET) / bytes.max(1)).clamp(2, CLASS_MAGAZINES);
+    let least = if magazine.is_deep() { 1 } else { 2 };
+    let limit = (cache_budget(CLASS_BUDGET) / bytes.max(1)).clamp(least, CLASS_MAGAZINES);
     with(of_class(magazine.class()), |shelf| shelf.put(magazine, limit))?;
     EXCHANGES.fetch_add(1, Ordering::Relaxed);
     if DUE.load(Ordering::Relaxed) == 0 {
@@ -128,7 +129,8 @@ pub(crate) fn take_empty() -> Option<Owned> {
 }
 
 /// Leaves an empty magazine here, or in the pool if there are enough.
-pub(crate) fn put_empty(magazine: Owned) {
+pub(crate) fn put_empty(mut magazine: Owned) {
+    magazine.make_shallow();
     let rest = with(&EMPTY, |list| {
         if list.len() >= EMPTY_MAX {
             return Some(magazine);

@@ -156,10 +156,11 @@ unsafe fn resize_large(block: NonNull<u8>, new_size: usize, align: usize) -> Opt
 #[inline(never)]
 fn free_large(block: *mut u8, size: usize) {
     check_large(block, size);
+    let now = os::clock::now_ms();
     // SAFETY: a large block that is looked up before it is believed.
-    match NonNull::new(block).map(|block| unsafe { large::free(block) }) {
+    match NonNull::new(block).map(|block| unsafe { large::free_at(block, now) }) {
         Some(Ok(())) => {
-            decay::tick();
+            decay::tick_at(now);
             background::nudge();
         }
         _ => fatal::foreign(block.addr(), Seen::Now),

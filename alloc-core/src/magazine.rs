@@ -22,9 +22,11 @@
 //! * Whoever holds an [`Owned`] is the only one to change the magazine. Capacity changes only then, and only of an
 //!   empty one.
 //! * No slot below the top holds 0.
+//! * [`DEEP`] counts what the magazines have room for that are deep, which none is that lies among empty ones.
 
+use crate::limit;
 use crate::meta::{Pool, PoolItem};
-use crate::size_class::class;
+use crate::size_class::{CLASSES, class};
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
@@ -80,6 +82,14 @@ pub(crate) fn pool() -> &'static Pool<Magazine> {
     &POOL
 }
 
+/// A magazine is *deep* if it is one for single blocks and has room for more of them than such magazines have at first.
+/// These are the bytes of blocks that all deep ones have room for beyond that. Of small blocks a shard holds little,
+/// whatever it is given; of these a few for each vCPU would be a lot, so there is a bound for the process.
+pub(crate) static DEEP: AtomicUsize = AtomicUsize::new(0);
+/// The bound. One thread that replaces blocks of 64 KiB to 1 MiB at random has use for 20 to 30 MiB of it, and takes as
+/// long with 16.
+const DEEP_MAX: usize = 32 << 20;
+
 /// A magazine that the holder owns exclusively. It has no destructor: every path hands it on, and a magazine lost in a
 /// thread that a fork cut off is only a leak.
 #[must_use]
@@ -101,8 +111,9 @@ impl Owned {
     }
 
     /// Gives an empty magazine back to the pool.
-    pub(crate) fn discard(self) {
+    pub(crate) fn discard(mut self) {
         debug_assert!(self.is_empty());
+        self.make_shallow();
         // SAFETY: it came from the pool and is ours.
         unsafe { POOL.put(self.0) }
     }
@@ -142,16 +153,41 @@ impl Owned {
         self.0.as_ptr().expose_provenance()
     }
 
-    /// Makes an empty magazine one for `class`, with room for `capacity` pointers (1 to [`CAPACITY`]).
+    /// Makes an empty magazine one for `class`, with room for `capacity` pointers (1 to [`CAPACITY`]), or for fewer if
+    /// there is enough of deep ones.
     pub(crate) fn prepare(&mut self, class: usize, capacity: usize) {
         debug_assert!(self.is_empty());
-        let capacity = capacity.clamp(1, CAPACITY);
+        self.make_shallow();
+        let mut capacity = capacity.clamp(1, CAPACITY);
+        let deep = beyond(class, capacity);
+        if deep > 0 {
+            if DEEP.load(Relaxed) + deep <= limit::cache_budget(DEEP_MAX) {
+                DEEP.fetch_add(deep, Relaxed);
+            } else {
+                capacity = shallow(class);
+            }
+        }
         let m = self.get();
         m.capacity.store(capacity as u16, Relaxed);
         if let Some(sentinel) = m.word(0) {
             sentinel.store(0, Relaxed);
         }
         m.class.store(class as u16, Relaxed);
+    }
+
+    /// Takes an empty magazine off the count of [`DEEP`] if it is there.
+    pub(crate) fn make_shallow(&mut self) {
+        debug_assert!(self.is_empty());
+        let deep = beyond(self.class(), self.capacity());
+        if deep > 0 {
+            self.get().capacity.store(shallow(self.class()) as u16, Relaxed);
+            DEEP.fetch_sub(deep, Relaxed);
+        }
+    }
+
+    /// See [`DEEP`].
+    pub(crate) fn is_deep(&self) -> bool {
+        beyond(self.class(), self.capacity()) > 0
     }
 
     /// Pointers in it.
@@ -231,6 +267,19 @@ impl Magazine {
     fn word(&self, count: usize) -> Option<&AtomicUsize> {
         self.words.get((WORDS - 1 + count).wrapping_sub(usize::from(self.capacity.load(Relaxed))))
     }
+}
+
+/// Pointers in a magazine for single blocks that is not deep.
+fn shallow(class_index: usize) -> usize {
+    usize::from(class(class_index).capacity)
+}
+
+/// What a magazine of a class and capacity counts in [`DEEP`]. New magazines have the class 0.
+fn beyond(class_index: usize, capacity: usize) -> usize {
+    if class_index == 0 || class_index >= CLASSES || class(class_index).blocks > 1 {
+        return 0;
+    }
+    capacity.saturating_sub(shallow(class_index)) * class(class_index).size as usize
 }
 
 /// The magazine that `top` points into.
@@ -443,6 +492,34 @@ mod tests {
         }
         m.discard();
         assert_eq!((peek(NONE), count_of(NONE), is_full(NONE)), (0, 0, true));
+    }
+
+    /// Promise: all magazines together have room for a bounded number of single blocks, and those that are empty for none.
+    #[test]
+    fn deep_magazines_are_bounded() {
+        let class_index = CLASSES - 1;
+        let (first, most) = (shallow(class_index), usize::from(class(class_index).capacity_max));
+        let mut all = std::vec::Vec::new();
+        loop {
+            let mut m = Owned::new().unwrap();
+            m.prepare(class_index, most);
+            let deep = m.is_deep();
+            assert_eq!(m.capacity(), if deep { most } else { first });
+            all.push(m);
+            if !deep {
+                break;
+            }
+        }
+        // Other tests may have some.
+        assert!(all.len() <= 1 + DEEP_MAX / beyond(class_index, most));
+        assert!(DEEP.load(Relaxed) <= DEEP_MAX);
+        for mut m in all {
+            m.make_shallow();
+            assert!(!m.is_deep() && m.capacity() == first);
+            m.prepare(class_index, first);
+            assert!(!m.is_deep());
+            m.discard();
+        }
     }
 
     #[test]

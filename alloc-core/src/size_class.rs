@@ -196,10 +196,14 @@ const fn span_pages(size: usize) -> usize {
     best
 }
 
-/// Pointers in a magazine at most: 64 KiB worth of blocks within what the array holds, but a few even of large blocks,
-/// so that a loop that takes and returns one or two of them stays in its magazine. Depths 27, 59, 123 and 251 cost 5.6,
-/// 3.9, 3.3 and 3.1 ns per block on bursts of 1000, hence the start at 59 and the growth.
-const fn capacity_max(size: usize) -> usize {
+/// Pointers in a magazine, at first and at most: 64 KiB worth of blocks within what the array holds, but a few even of
+/// large blocks, so that a loop that takes and returns one or two of them stays in its magazine. Depths 27, 59, 123 and
+/// 251 cost 5.6, 3.9, 3.3 and 3.1 ns per block on bursts of 1000, hence the start at 59 and the growth.
+///
+/// Where 40 blocks of random sizes are replaced at random, up to eight of each class of single blocks are free at a time.
+/// So they may become that deep, see [`DEEP`](crate::magazine::DEEP): a replacement took 9% longer with what is there at
+/// first.
+const fn capacities(size: usize) -> (usize, usize) {
     let by_bytes = 64 * 1024 / size;
     let least = if size <= 64 * 1024 {
         4
@@ -208,12 +212,13 @@ const fn capacity_max(size: usize) -> usize {
     } else {
         2
     };
-    if by_bytes > 251 {
-        251
-    } else if by_bytes < least {
-        least
+    if size >= SINGLE_BLOCK {
+        (least, 8)
+    } else if by_bytes > 251 {
+        (59, 251)
     } else {
-        by_bytes
+        let most = if by_bytes < least { least } else { by_bytes };
+        (if most < 59 { most } else { 59 }, most)
     }
 }
 
@@ -230,13 +235,13 @@ pub(crate) const TABLE: [Class; CLASSES] = {
         let pages = span_pages(size);
         let blocks = if pages * PAGE / size > SPAN_BLOCKS { SPAN_BLOCKS } else { pages * PAGE / size };
         let lowest_bit = size & size.wrapping_neg();
-        let capacity_max = capacity_max(size);
+        let (capacity, capacity_max) = capacities(size);
         table[class] = Class {
             size: size as u32,
             blocks: blocks as u16,
             pages: pages as u16,
             align_pages: if lowest_bit > PAGE { (lowest_bit >> PAGE_SHIFT) as u16 } else { 1 },
-            capacity: if capacity_max < 59 { capacity_max as u16 } else { 59 },
+            capacity: capacity as u16,
             capacity_max: capacity_max as u16,
             magic: (1u64 << 40).div_ceil(size as u64),
         };

@@ -50,6 +50,10 @@ pub(super) struct Cache {
 // SAFETY: the mappings belong to the cache alone.
 unsafe impl Send for Cache {}
 
+fn is_aligned(entry: &Entry, align: usize) -> bool {
+    entry.start.addr() & (align - 1) == 0
+}
+
 /// Whether a mapping of this length may be kept.
 pub(super) fn fits(len: usize) -> bool {
     len <= BYTES
@@ -105,11 +109,17 @@ impl Cache {
     /// Takes out the shortest mapping of at least `len` bytes and this alignment, the newest of several. Of a longer one
     /// the end stays, if it is worth it. Returns the length, too.
     pub(super) fn take(&mut self, len: usize, align: usize) -> Option<(NonNull<u8>, usize)> {
-        let fits = |entry: &Entry| entry.len >= len && entry.start.addr().trailing_zeros() >= align.ilog2();
-        let fitting = self.kept().iter().enumerate().rev().filter(|(_, entry)| fits(entry));
-        // The first of equals, which is the newest.
-        let (index, _) = fitting.min_by_key(|(_, entry)| entry.len)?;
-        self.take_front(index, len)
+        let mut best: Option<(usize, usize)> = None;
+        for (index, entry) in self.kept().iter().enumerate().rev() {
+            if entry.len < len || best.is_some_and(|(_, best)| best <= entry.len) || !is_aligned(entry, align) {
+                continue;
+            }
+            best = Some((index, entry.len));
+            if entry.len == len {
+                break;
+            }
+        }
+        self.take_front(best?.0, len)
     }
 
     /// Takes `len` bytes at a multiple of `align` from where there is the most room for growth behind them, in all at

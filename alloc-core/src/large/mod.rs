@@ -20,6 +20,7 @@
 //!   the block: of two frees of one block, one wins and the other is told.
 //! - An entry in the map is cleared before its address can become somebody else's.
 //! - Two heads are never in one page of the map: every mapping has at least its length.
+//! - The sums and the unused descriptors lie under the lock of the cache, so that a call takes one lock, once.
 //! - A classed block is as long as the blocks of the class that its recorded size leads to, or longer, and aligned for
 //!   every class.
 //! - A failed call changes nothing.
@@ -31,15 +32,14 @@ mod cache;
 #[cfg(test)]
 mod tests;
 
-use core::ptr::NonNull;
+use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::limit::{self, mapped as mapping};
-use crate::map;
-use crate::meta::{Pool, PoolItem};
 use crate::os::clock;
-use crate::os::futex::Locked;
+use crate::os::futex::{Locked, LockedGuard};
 use crate::size_class::{MEDIUM_MAX, PAGE_SHIFT, bin, class_of_bin};
+use crate::{map, meta};
 use cache::{Cache, Mapping};
 
 /// A page of the map; no mapping is shorter.
@@ -86,70 +86,103 @@ pub(crate) struct LargeUsage {
     pub(crate) mappings: usize,
 }
 
-/// The descriptor of a block. All zero bits while it is nobody's.
-#[repr(C)]
+/// The descriptor of a block. All zero bits while it is nobody's, but for the link.
 struct Block {
     /// Where the block starts; 0 while there is none.
     addr: AtomicUsize,
     len: AtomicUsize,
     /// The size that was asked for last: less is a wish for less, not only for less than the mapping holds.
     size: AtomicUsize,
-    link: *mut Block,
+    /// The next unused one. Belongs to the lock.
+    next: *mut Block,
 }
 
-// SAFETY: the link belongs to the pool; the rest is atomic.
-unsafe impl Send for Block {}
+/// What the lock protects.
+struct State {
+    cache: Cache,
+    /// Descriptors that nobody uses. They are never anything else.
+    unused: *mut Block,
+    live: usize,
+    live_bytes: usize,
+    served_bytes: usize,
+}
 
-// SAFETY: `link` is a word used for nothing else, and zero bytes are a valid block.
-unsafe impl PoolItem for Block {
-    fn link(this: *mut Self) -> *mut *mut Self {
-        // SAFETY: only the place is computed.
-        unsafe { &raw mut (*this).link }
+// SAFETY: descriptors live for ever, and their links are reached under the lock only.
+unsafe impl Send for State {}
+
+impl State {
+    /// Counts a block, and takes a descriptor for it if there is one.
+    fn admit(&mut self, size: usize, len: usize) -> Option<NonNull<Block>> {
+        self.live += 1;
+        self.recount((0, 0), (size, len));
+        let block = NonNull::new(self.unused)?;
+        // SAFETY: unused descriptors are live memory whose link is the lock's.
+        self.unused = unsafe { (*block.as_ptr()).next };
+        Some(block)
+    }
+
+    /// Takes a block off the counts, and back the descriptor, which is nobody's any more.
+    fn dismiss(&mut self, block: Option<NonNull<Block>>, size: usize, len: usize) {
+        self.live -= 1;
+        self.recount((size, len), (0, 0));
+        if let Some(block) = block {
+            // SAFETY: the caller's descriptor, whose link is the lock's.
+            unsafe { (*block.as_ptr()).next = self.unused };
+            self.unused = block.as_ptr();
+        }
+    }
+
+    /// Counts one size and length of a block instead of others.
+    fn recount(&mut self, old: (usize, usize), new: (usize, usize)) {
+        self.live_bytes = self.live_bytes + new.1 - old.1;
+        self.served_bytes = self.served_bytes + served(new.0, new.1) - served(old.0, old.1);
     }
 }
 
 /// Large blocks and their cache. The process has one; tests make their own.
 struct LargeHeap {
-    cache: Locked<Cache>,
-    blocks: Pool<Block>,
-    /// The time from which [`tick`](Self::tick) has something to do; 0: nothing at all. Changed with `cache` locked.
+    state: Locked<State>,
+    /// The time from which [`tick`](Self::tick) has something to do; 0: nothing at all. Changed with `state` locked.
     due: AtomicU64,
     /// 0: the default; otherwise milliseconds plus one.
     decay: AtomicU64,
-    live_bytes: AtomicUsize,
-    served_bytes: AtomicUsize,
     /// How many blocks may come early.
     early: AtomicU32,
-    live: AtomicUsize,
 }
 
 impl LargeHeap {
     const fn new() -> Self {
         Self {
-            cache: Locked::new(Cache::new()),
-            blocks: Pool::new(),
+            state: Locked::new(State {
+                cache: Cache::new(),
+                unused: null_mut(),
+                live: 0,
+                live_bytes: 0,
+                served_bytes: 0,
+            }),
             due: AtomicU64::new(0),
             decay: AtomicU64::new(0),
-            live_bytes: AtomicUsize::new(0),
-            served_bytes: AtomicUsize::new(0),
             early: AtomicU32::new(0),
-            live: AtomicUsize::new(0),
         }
     }
 
     fn allocate(&self, size: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
-        let (start, len, zeroed) = self.cached_or_fresh(stepped(size)?, align.max(mapping::page_size()))?;
-        self.hand_out(start, len, size).then_some((start, zeroed))
+        let (len, align) = (stepped(size)?, align.max(mapping::page_size()));
+        if let Some(start) = self.kept(size, |cache| cache.take(len, align)) {
+            return Some((start?, false));
+        }
+        let (start, zeroed) = self.lengthened_or_fresh(len, align)?;
+        // The guard goes at the end of the statement.
+        let block = self.state.lock().admit(size, len);
+        Some((self.hand_out(block, start, len, size)?, zeroed))
     }
 
     /// As [`allocate`](Self::allocate), for what becomes large by growing.
     fn allocate_to_grow(&self, size: usize, align: usize) -> Option<NonNull<u8>> {
         self.one_became_large();
         let len = stepped(size)?;
-        // The guard goes at the end of the statement.
-        let kept = self.cache.lock().take_to_grow(len, align.max(MEDIUM_MAX), len);
-        match kept {
-            Some((start, len)) => self.hand_out(start, len, size).then_some(start),
+        match self.kept(size, |cache| cache.take_to_grow(len, align.max(MEDIUM_MAX), len)) {
+            Some(start) => start,
             None => Some(self.allocate(size, align)?.0),
         }
     }
@@ -158,11 +191,25 @@ impl LargeHeap {
     fn allocate_early(&self, size: usize) -> Option<NonNull<u8>> {
         let left = self.early.load(Ordering::Relaxed).checked_sub(1)?;
         let len = stepped(size)?;
-        let kept = self.cache.lock().take_to_grow(len, MEDIUM_MAX, len.checked_mul(ROOM_TO_GROW)?);
-        let (start, len) = kept?;
+        let room = len.checked_mul(ROOM_TO_GROW)?;
+        let start = self.kept(size, |cache| cache.take_to_grow(len, MEDIUM_MAX, room))?;
         // Should another thread count at the same time, one more or less does not matter.
         self.early.store(left, Ordering::Relaxed);
-        self.hand_out(start, len, size).then_some(start)
+        start
+    }
+
+    /// A block of what `take` finds in the cache, or `None` if it finds nothing; inside of that, `None` if there is no
+    /// memory for the descriptor.
+    fn kept(
+        &self,
+        size: usize,
+        take: impl FnOnce(&mut Cache) -> Option<(NonNull<u8>, usize)>,
+    ) -> Option<Option<NonNull<u8>>> {
+        let mut state = self.state.lock();
+        let (start, len) = take(&mut state.cache)?;
+        let block = state.admit(size, len);
+        drop(state);
+        Some(self.hand_out(block, start, len, size))
     }
 
     fn one_became_large(&self) {
@@ -170,53 +217,54 @@ impl LargeHeap {
         self.early.store(early.min(EARLY_MOST), Ordering::Relaxed);
     }
 
-    /// Makes a mapping that nobody uses a block. False: no memory for that, and the mapping is gone.
-    fn hand_out(&self, start: NonNull<u8>, len: usize, size: usize) -> bool {
-        let Some(block) = self.blocks.get() else {
-            // SAFETY: by contract.
-            unsafe { give_back(start, len) };
-            return false;
-        };
-        // SAFETY: descriptors live for ever, and their shared fields are atomic.
-        let fields = unsafe { block.as_ref() };
-        fields.addr.store(start.addr().get(), Ordering::Relaxed);
-        if !map::set(start.addr().get(), 1, map::LARGE, block.as_ptr().cast()) {
-            fields.addr.store(0, Ordering::Relaxed);
-            // SAFETY: the block was not registered and not handed out, so nobody knows it or its memory.
-            unsafe {
-                self.blocks.put(block);
-                give_back(start, len);
+    /// Makes a mapping that nobody uses a block, which is counted already, and may have a descriptor. `None`: no memory for
+    /// that, and the mapping is gone.
+    fn hand_out(
+        &self,
+        block: Option<NonNull<Block>>,
+        start: NonNull<u8>,
+        len: usize,
+        size: usize,
+    ) -> Option<NonNull<u8>> {
+        let block = block.or_else(|| Some(meta::alloc(size_of::<Block>(), align_of::<Block>())?.cast()));
+        if let Some(block) = block {
+            // SAFETY: descriptors live for ever, and their shared fields are atomic.
+            let fields = unsafe { block.as_ref() };
+            fields.len.store(len, Ordering::Relaxed);
+            fields.size.store(size, Ordering::Relaxed);
+            fields.addr.store(start.addr().get(), Ordering::Relaxed);
+            if map::set(start.addr().get(), 1, map::LARGE, block.as_ptr().cast()) {
+                return Some(start);
             }
-            return false;
+            fields.addr.store(0, Ordering::Relaxed);
         }
-        self.live.fetch_add(1, Ordering::Relaxed);
-        self.record(block, size, len);
-        true
+        self.state.lock().dismiss(block, size, len);
+        // SAFETY: it was not registered and not handed out, so nobody knows it.
+        unsafe { give_back(start, len) };
+        None
     }
 
-    /// A mapping of `len` bytes, or a kept one that is hardly longer; its length, and whether it is known to be zero.
-    fn cached_or_fresh(&self, len: usize, align: usize) -> Option<(NonNull<u8>, usize, bool)> {
-        let mut cache = self.cache.lock();
-        if let Some((start, len)) = cache.take(len, align) {
-            return Some((start, len, false));
-        }
-        let shorter = if align <= mapping::page_size() { cache.take_shorter(len) } else { None };
-        drop(cache);
-        if let Some(shorter) = shorter {
-            // SAFETY: taken out of the cache, so it is ours alone.
-            if let Some(start) = unsafe { mapping::remap(shorter.start(), shorter.len(), len) } {
-                return Some((start, len, false));
+    /// A mapping of `len` bytes, and whether it is known to be zero.
+    fn lengthened_or_fresh(&self, len: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+        if align <= mapping::page_size() {
+            // The guard goes at the end of the statement.
+            let shorter = self.state.lock().cache.take_shorter(len);
+            if let Some(shorter) = shorter {
+                // SAFETY: taken out of the cache, so it is ours alone.
+                if let Some(start) = unsafe { mapping::remap(shorter.start(), shorter.len(), len) } {
+                    return Some((start, false));
+                }
+                self.keep(self.state.lock(), shorter);
             }
-            self.keep(shorter);
         }
         if let Some(start) = mapping::map(len, align) {
-            return Some((start, len, true));
+            return Some((start, true));
         }
         // What is kept here may be just what is missing.
         if self.purge() == 0 {
             return None;
         }
-        Some((mapping::map(len, align)?, len, true))
+        Some((mapping::map(len, align)?, true))
     }
 
     /// # Safety
@@ -230,36 +278,35 @@ impl LargeHeap {
         if fields.addr.compare_exchange(addr, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return Err(NotOurs);
         }
-        let len = fields.len.load(Ordering::Relaxed);
-        self.record(block, 0, 0);
+        // Claimed, so this is the only free of it.
+        let (size, len) = (fields.size.load(Ordering::Relaxed), fields.len.load(Ordering::Relaxed));
+        fields.size.store(0, Ordering::Relaxed);
+        fields.len.store(0, Ordering::Relaxed);
         map::clear(addr, 1);
-        // SAFETY: claimed above, so this is the only free of it, and the map does not lead to it any more.
-        unsafe { self.blocks.put(block) };
-        self.live.fetch_sub(1, Ordering::Relaxed);
-        self.keep(Mapping::new(ptr, len, now_ms));
+        let mut state = self.state.lock();
+        state.dismiss(Some(block), size, len);
+        self.keep(state, Mapping::new(ptr, len, now_ms));
         Ok(())
     }
 
     /// Puts a mapping that nobody uses into the cache, whose oldest make room, or gives it back.
-    fn keep(&self, mapping: Mapping) {
+    fn keep<'a>(&'a self, mut state: LockedGuard<'a, State>, mapping: Mapping) {
         let decay = self.decay_ms();
         if decay == 0 || !cache::fits(mapping.len()) || limit::above_soft() {
+            drop(state);
             // SAFETY: nobody uses it.
             unsafe { mapping.give_back() };
             return;
         }
-        loop {
-            let mut cache = self.cache.lock();
-            let Some(oldest) = cache.put(&mapping) else {
-                if decay != NEVER && self.due.load(Ordering::Relaxed) == 0 {
-                    let due = mapping.since().saturating_add(decay).max(1);
-                    self.due.store(due, Ordering::Relaxed);
-                }
-                return;
-            };
-            drop(cache);
+        while let Some(oldest) = state.cache.put(&mapping) {
+            drop(state);
             // SAFETY: taken out of the cache, so it is ours alone.
             unsafe { oldest.give_back() };
+            state = self.state.lock();
+        }
+        if decay != NEVER && self.due.load(Ordering::Relaxed) == 0 {
+            let due = mapping.since().saturating_add(decay).max(1);
+            self.due.store(due, Ordering::Relaxed);
         }
     }
 
@@ -286,12 +333,17 @@ impl LargeHeap {
             return Some(ptr);
         }
         let reserved = with_reserve(new_size)?;
-        // What is kept behind the block. The guard goes at the end of the statement.
-        let behind = self.cache.lock().take_behind(ptr.addr().get() + len, exact - len, reserved.saturating_sub(len));
-        if let Some(more) = behind {
-            self.record(block, new_size, len + more);
+        // What is kept behind the block.
+        let mut state = self.state.lock();
+        let end = ptr.addr().get() + len;
+        if let Some(more) = state.cache.take_behind(end, exact - len, reserved.saturating_sub(len)) {
+            state.recount((fields.size.load(Ordering::Relaxed), len), (new_size, len + more));
+            drop(state);
+            fields.size.store(new_size, Ordering::Relaxed);
+            fields.len.store(len + more, Ordering::Relaxed);
             return Some(ptr);
         }
+        drop(state);
         // A classed block stays at an address that is aligned for every class.
         let movable = align <= mapping::page_size() && new_size > MEDIUM_MAX;
         for new_len in [reserved, exact] {
@@ -346,13 +398,9 @@ impl LargeHeap {
         let (old_size, old_len) = (fields.size.load(Ordering::Relaxed), fields.len.load(Ordering::Relaxed));
         fields.size.store(size, Ordering::Relaxed);
         fields.len.store(len, Ordering::Relaxed);
-        // Both ways around zero: the sums are what counts. A step of growth changes neither, mostly.
-        if len != old_len {
-            self.live_bytes.fetch_add(len.wrapping_sub(old_len), Ordering::Relaxed);
-        }
-        let (served, old_served) = (served(size, len), served(old_size, old_len));
-        if served != old_served {
-            self.served_bytes.fetch_add(served.wrapping_sub(old_served), Ordering::Relaxed);
+        // A step of growth changes nothing that is counted, mostly.
+        if len != old_len || served(size, len) != served(old_size, old_len) {
+            self.state.lock().recount((old_size, old_len), (size, len));
         }
     }
 
@@ -369,8 +417,8 @@ impl LargeHeap {
         let decay = self.decay_ms();
         let mut done = 0;
         loop {
-            let mut cache = self.cache.lock();
-            let due = match cache.oldest_since() {
+            let mut state = self.state.lock();
+            let due = match state.cache.oldest_since() {
                 Some(since) if decay != NEVER => since.saturating_add(decay).max(1),
                 _ => 0,
             };
@@ -378,10 +426,10 @@ impl LargeHeap {
                 self.due.store(due, Ordering::Relaxed);
                 return;
             }
-            let Some(oldest) = cache.pop_oldest(TICK_BYTES - done) else {
+            let Some(oldest) = state.cache.pop_oldest(TICK_BYTES - done) else {
                 return;
             };
-            drop(cache);
+            drop(state);
             done += oldest.len();
             // SAFETY: taken out of the cache, so it is ours alone.
             unsafe { oldest.give_back() };
@@ -392,7 +440,7 @@ impl LargeHeap {
         let mut bytes = 0;
         // The guard goes at the end of the statement: nothing is unmapped under the lock.
         loop {
-            let Some(oldest) = self.cache.lock().pop_oldest(usize::MAX) else {
+            let Some(oldest) = self.state.lock().cache.pop_oldest(usize::MAX) else {
                 return bytes;
             };
             bytes += oldest.len();
@@ -411,19 +459,19 @@ impl LargeHeap {
 
     fn set_decay_ms(&self, ms: u64) {
         self.decay.store(ms.saturating_add(1), Ordering::Relaxed);
-        let cache = self.cache.lock();
+        let state = self.state.lock();
         // The next tick finds out when the oldest is due.
-        let pending = ms != NEVER && cache.oldest_since().is_some();
+        let pending = ms != NEVER && state.cache.oldest_since().is_some();
         self.due.store(u64::from(pending), Ordering::Relaxed);
     }
 
     fn usage(&self) -> LargeUsage {
-        let cache = self.cache.lock();
+        let state = self.state.lock();
         LargeUsage {
-            live_bytes: self.live_bytes.load(Ordering::Relaxed),
-            served_bytes: self.served_bytes.load(Ordering::Relaxed),
-            cached_bytes: cache.bytes(),
-            mappings: self.live.load(Ordering::Relaxed) + cache.count(),
+            live_bytes: state.live_bytes,
+            served_bytes: state.served_bytes,
+            cached_bytes: state.cache.bytes(),
+            mappings: state.live + state.cache.count(),
         }
     }
 }
@@ -514,7 +562,17 @@ pub(crate) fn class_of(addr: usize) -> Option<usize> {
 /// If a block starts there, the caller gives it up.
 pub(crate) unsafe fn free(ptr: NonNull<u8>) -> Result<(), NotOurs> {
     // SAFETY: passed on.
-    unsafe { HEAP.free(ptr, clock::now_ms()) }
+    unsafe { free_at(ptr, clock::now_ms()) }
+}
+
+/// [`free`] at a time of [`clock::now_ms`].
+///
+/// # Safety
+///
+/// As there.
+pub(crate) unsafe fn free_at(ptr: NonNull<u8>, now_ms: u64) -> Result<(), NotOurs> {
+    // SAFETY: passed on.
+    unsafe { HEAP.free(ptr, now_ms) }
 }
 
 /// Makes room for `new_size` bytes in the block at `ptr`, in place or by moving its pages; contents are kept up to
@@ -564,10 +622,9 @@ pub(crate) fn usage() -> LargeUsage {
     HEAP.usage()
 }
 
-/// Takes the locks of this module, for a handler that runs before `fork`.
+/// Takes the lock of this module, for a handler that runs before `fork`.
 pub(crate) fn lock_for_fork() {
-    HEAP.cache.raw().acquire();
-    HEAP.blocks.raw().acquire();
+    HEAP.state.raw().acquire();
 }
 
 /// Releases what [`lock_for_fork`] took.
@@ -576,22 +633,16 @@ pub(crate) fn lock_for_fork() {
 ///
 /// Once after `lock_for_fork`, in the parent.
 pub(crate) unsafe fn unlock_after_fork() {
-    // SAFETY: both held since `lock_for_fork`.
-    unsafe {
-        HEAP.blocks.raw().release();
-        HEAP.cache.raw().release();
-    }
+    // SAFETY: held since `lock_for_fork`.
+    unsafe { HEAP.state.raw().release() };
 }
 
-/// Makes the locks free in the child. What other threads were about to map, register or unmap is lost there.
+/// Makes the lock free in the child. What other threads were about to map, register or unmap is lost there.
 ///
 /// # Safety
 ///
 /// Once after `lock_for_fork`, in the child.
 pub(crate) unsafe fn reset_after_fork() {
     // SAFETY: there is no other thread, and the data is in order.
-    unsafe {
-        HEAP.blocks.raw().reset();
-        HEAP.cache.raw().reset();
-    }
+    unsafe { HEAP.state.raw().reset() };
 }

@@ -240,13 +240,26 @@ fn allocate_aside(access: &impl Access, class_index: usize) -> Visit<usize> {
 
 /// Returns a block of such a bin: to a magazine of the depot if it has room, else to the spans.
 fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<()> {
-    let Some(mut magazine) = depot::take_full(class_index) else { return Visit::Bypass };
+    let Some(mut magazine) = depot::take_full(class_index).or_else(|| for_single(access, class_index)) else {
+        return Visit::Bypass;
+    };
     if peek(magazine.top()) == block {
         fatal::double_free(block, Seen::Now);
     }
     let pushed = magazine.push(block);
     stash(access, magazine);
     if pushed { Visit::Done(()) } else { Visit::Bypass }
+}
+
+/// An empty magazine for a block that is a span of its own: those would leave their places to others at once, and need new
+/// ones with the next call.
+fn for_single(access: &impl Access, class_index: usize) -> Option<Owned> {
+    if class(class_index).blocks > 1 {
+        return None;
+    }
+    let mut magazine = empty_magazine(access)?;
+    magazine.prepare(class_index, capacity(class_index));
+    Some(magazine)
 }
 
 /// What is due in the layers below, on a visit. Returns the time in milliseconds.
@@ -402,7 +415,8 @@ fn stash(access: &impl Access, mut magazine: Owned) {
 }
 
 /// An empty magazine: the shard's list, else the depot.
-fn stash_empty(access: &impl Access, magazine: Owned) {
+fn stash_empty(access: &impl Access, mut magazine: Owned) {
+    magazine.make_shallow();
     if let Err(magazine) = list_push(access, &access.shard().empty, magazine, EMPTY_DEPTH) {
         depot::put_empty(magazine);
     }
