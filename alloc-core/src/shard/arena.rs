@@ -160,7 +160,7 @@ impl OnArena {
             let old = top.swap(NONE, Ordering::Relaxed);
             if old != NONE {
                 // SAFETY: the lock gives us the header, and so the chain.
-                unsafe { take_chain(self.shard, old, list) };
+                unsafe { take_chain(self.bound(), self.shard, old, list) };
             }
         }
         for head in self.shard.lists() {

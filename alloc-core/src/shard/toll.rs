@@ -23,7 +23,7 @@
 //!
 //! The counts are those of a vCPU, but relaxed, as hints.
 
-use super::{Access, Shard, unload};
+use super::{Access, Shard, idle, unload};
 use crate::magazine::NONE;
 use crate::size_class::BINS;
 use crate::{decay, depot};
@@ -67,7 +67,7 @@ const _: () = assert!(BINS < 255);
 /// Whether a visit for `bin` at the time `now` in milliseconds is to be served by the depot or the spans. Then its header
 /// has no magazine.
 pub(super) fn aside(access: &impl Access, bin: usize, now: u64) -> bool {
-    if !decay::pending() && !depot::pending() {
+    if !decay::pending() && !depot::pending() && !idle::pending() {
         return false;
     }
     let Decision { aside, choose, look } = access.shard().toll.decide(bin, now);
