@@ -136,17 +136,19 @@ impl Stats {
 }
 
 pub(crate) fn gather(mode: Mode) -> Stats {
-    let (mut cached_shards, mut magazine_exchanges, mut shards) = (0, 0, 0);
+    let (mut cached_shards, mut magazine_exchanges, mut cache_limit_hits, mut shards) = (0, 0, 0, 0);
     for shard in gate::shards() {
         let usage = shard.usage();
         cached_shards += usage.cached;
         magazine_exchanges += usage.exchanges;
+        cache_limit_hits += usage.hits;
         shards += 1;
     }
     let mut arenas_used = 0;
     for usage in arena::usages() {
         cached_shards += usage.cached;
         magazine_exchanges += usage.exchanges;
+        cache_limit_hits += usage.hits;
         arenas_used += 1;
     }
     let depot = depot::usage();
@@ -199,7 +201,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         bypasses: front::bypasses(),
         drains: drain::drains(),
         idle_drains,
-        cache_limit_hits: bound.hits,
+        cache_limit_hits,
         cache_limit_drains,
         arena_moves: arena::moves(),
         soft_limit_hits: limits.soft_hits,

@@ -72,6 +72,8 @@ pub(crate) struct Shard {
     hand: AtomicUsize,
     /// Magazines exchanged with a header.
     exchanges: AtomicU64,
+    /// How often the bound refused it a magazine.
+    hits: AtomicU64,
     toll: toll::Toll,
     seen: idle::Seen,
 }
@@ -535,6 +537,8 @@ pub(crate) struct Usage {
     pub(crate) cached: usize,
     /// Magazines exchanged with a header.
     pub(crate) exchanges: u64,
+    /// Times that it was to have no more of them.
+    pub(crate) hits: u64,
 }
 
 impl Shard {
@@ -546,7 +550,7 @@ impl Shard {
             let count = |top| cached += magazine::count_of(top) * size;
             magazine::for_each_of_chain(top.load(Ordering::Relaxed), count);
         }
-        Usage { cached, exchanges: self.exchanges.load(Ordering::Relaxed) }
+        Usage { cached, exchanges: self.exchanges.load(Ordering::Relaxed), hits: self.hits.load(Ordering::Relaxed) }
     }
 }
 
