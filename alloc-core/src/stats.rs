@@ -66,7 +66,7 @@ pub struct Stats {
     pub cached_pages: usize,
     /// Bytes in freed large mappings that are kept for reuse.
     pub cached_large: usize,
-    /// Bytes of free blocks for which the magazines of all shards have room.
+    /// Bytes of free blocks for which the magazines of all vCPU shards have room.
     pub cache_room: usize,
     /// How many those may be, 0 for any number.
     pub cache_limit: usize,
@@ -240,7 +240,7 @@ impl fmt::Display for Stats {
         if self.soft_limit_purges > 0 {
             write!(f, "purges by the soft limit {}; ", self.soft_limit_purges)?;
         }
-        write!(f, "{} shards, {} arenas with room for {}", self.shards, self.arenas_used, Size(self.cache_room))?;
+        write!(f, "{} arenas, {} shards with room for {}", self.arenas_used, self.shards, Size(self.cache_room))?;
         if self.cache_limit != 0 {
             write!(f, " of {} (hit {} times)", Size(self.cache_limit), self.cache_limit_hits)?;
         }

@@ -6,6 +6,7 @@
 //!
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
+use super::bound::{self, Bound};
 use super::protocol::Place;
 use super::{Access, Miss, STACK, Shard, private, take_chain};
 use crate::magazine::{self, NONE, Owned};
@@ -99,6 +100,10 @@ fn done(succeeded: bool) -> Result<(), Miss> {
 impl Access for OnArena {
     fn shard(&self) -> &Shard {
         self.shard
+    }
+
+    fn bound(&self) -> &'static Bound {
+        &bound::ARENAS
     }
 
     fn pop(&self, bin: usize) -> Result<usize, Miss> {

@@ -1,4 +1,4 @@
-//! The bound for all shards together: bytes of blocks for which their magazines may have room.
+//! The bound for the shards of all vCPUs together: bytes of blocks for which their magazines may have room.
 //!
 //! Budgets are those of a shard, but how many shards there are depends on the ids that the kernel hands out: up to one
 //! for each CPU of the machine, however few of them a process may use at a time. So each magazine that a header gets is
@@ -6,18 +6,22 @@
 //!
 //! ```text
 //!   limit = for everybody                 + a share for each shard, 64 KiB, or less where the limit is small
-//!           whoever comes first             the first bytes of a shard, which nobody can take from it
+//!           whoever comes first             its first bytes, to be had whatever the others have
 //! ```
 //!
 //! So the limit is never exceeded (while the number of shards stays; a new one brings its share), and no shard is left
 //! without. When what is for everybody is used up, chains do not grow any more, as if the shard's own budget were. A
 //! header without a magazine gets one after the shards that were changed least recently have been drained, which is
-//! done at most every [`PAUSE`] milliseconds, and more rarely if there is nothing to be had; until then the depot and
-//! the spans serve its calls, and after [`GIVE_UP_AFTER`](super::GIVE_UP_AFTER) of them the shard gives up another of
+//! done at most every [`PAUSE`] milliseconds, and more rarely if there is nothing to be had or all of them are in use;
+//! until then the depot and the spans serve its calls, and after [`GIVE_UP_AFTER`](super::GIVE_UP_AFTER) of them the shard gives up another of
 //! its chains.
 //!
-//! Where nobody can drain others, on arenas and without membarrier, only the chains are kept from growing: a header
-//! without a magazine always gets one, and the shard gives up a chain for it if it has one.
+//! Without membarrier nobody can drain others, and then only the chains are kept from growing: a header without a
+//! magazine always gets one, and the shard gives up a chain for it if it has one. There are so many arenas for each CPU
+//! that the process may use and no more, and nobody can drain those of other threads: they are not bounded.
+//!
+//! The sum is exact while nobody is at it. Only in the child of a fork it may hold magazines that other threads of the
+//! parent were about to load, or to take out.
 
 use super::{Access, Shard, counted, gate, give_up_another, refused_often};
 use crate::limit::{self, cache_budget};
@@ -30,7 +34,7 @@ use crossbeam_utils::CachePadded;
 /// (7 MiB), and the budget of a shard for chains (4 MiB). So where there are no more ids in use than CPUs, the bound is
 /// met only by programs that have very many sizes above 1 KiB in use on all of them.
 const PER_CPU: usize = 12 << 20;
-/// And at least. Two shards in use by every size there is have room for no more.
+/// And at least: a shard with a magazine of every size there is, and its budget, counts for 28 MiB.
 const LEAST_DEFAULT: usize = 32 << 20;
 /// The least that can be set: below that the shares would not hold a magazine.
 const LEAST: usize = 1 << 20;
@@ -38,7 +42,7 @@ const LEAST: usize = 1 << 20;
 const SHARE: usize = 64 << 10;
 
 /// Milliseconds between two drains for the bound, which take some 100 µs each with what they cause; and at most, where
-/// they found nothing.
+/// they found nothing but shards in use.
 pub(super) const PAUSE: u64 = 16;
 const LONGEST_PAUSE: u64 = 1024;
 
@@ -51,12 +55,13 @@ pub(crate) struct Bound {
     held: CachePadded<AtomicUsize>,
 }
 
-/// The one of all shards. Arenas count, too.
-pub(super) static ALL: Bound = Bound::new(gate::count);
+/// The one of the vCPUs, and that of the arenas, which is none.
+pub(super) static VCPUS: Bound = Bound::new(LEAST_DEFAULT, gate::count);
+pub(super) static ARENAS: Bound = Bound::new(usize::MAX, || 1);
 
-/// Sets the bytes for all shards.
+/// Sets the bytes for the shards of all vCPUs.
 pub(crate) fn set(bytes: usize) {
-    ALL.limit.store(bytes.max(LEAST), Relaxed);
+    VCPUS.limit.store(bytes.max(LEAST), Relaxed);
 }
 
 /// What they are by default in a process that may run on so many CPUs. A quota of its cgroup counts as fewer: that is
@@ -76,8 +81,8 @@ pub(crate) struct Usage {
 
 /// The limit, or 0 for none, and for how much there is room.
 pub(crate) fn usage() -> Usage {
-    let limit = ALL.limit.load(Relaxed);
-    Usage { limit: if limit == usize::MAX { 0 } else { limit }, held: ALL.held.load(Relaxed) }
+    let limit = VCPUS.limit.load(Relaxed);
+    Usage { limit: if limit == usize::MAX { 0 } else { limit }, held: VCPUS.held.load(Relaxed) }
 }
 
 /// Room that was counted for a magazine. Dropped, it is taken off again; kept, it is when the magazine leaves the shard.
@@ -102,8 +107,8 @@ impl Drop for Charge<'_> {
 }
 
 impl Bound {
-    pub(super) const fn new(shards: fn() -> usize) -> Self {
-        Self { limit: AtomicUsize::new(LEAST_DEFAULT), shards, held: CachePadded::new(AtomicUsize::new(0)) }
+    const fn new(limit: usize, shards: fn() -> usize) -> Self {
+        Self { limit: AtomicUsize::new(limit), shards, held: CachePadded::new(AtomicUsize::new(0)) }
     }
 
     /// Counts a magazine of so many bytes for a shard, unless that would be too much for all.
@@ -204,9 +209,9 @@ impl Pace {
         next <= now && self.next.compare_exchange(next, then, Relaxed, Relaxed).is_ok()
     }
 
-    /// Notes whether there was anything to be had.
-    pub(super) fn end(&self, now: u64, some: bool) {
-        let pause = if some { PAUSE } else { (self.pause.load(Relaxed) * 2).min(LONGEST_PAUSE) };
+    /// Notes whether there was anything to be had that nobody uses.
+    pub(super) fn end(&self, now: u64, unused: bool) {
+        let pause = if unused { PAUSE } else { (self.pause.load(Relaxed) * 2).min(LONGEST_PAUSE) };
         self.pause.store(pause, Relaxed);
         self.next.store(now.saturating_add(pause), Relaxed);
     }
@@ -229,9 +234,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn bound(limit: usize, shards: fn() -> usize) -> &'static Bound {
-        let bound = Box::leak(Box::new(Bound::new(shards)));
-        bound.limit.store(limit, Relaxed);
-        bound
+        Box::leak(Box::new(Bound::new(limit, shards)))
     }
 
     /// Promise: the limit is never exceeded, and the share of each shard is there however much the others have.
@@ -361,7 +364,7 @@ mod tests {
             let mut list = List::new();
             let batch = least_recent(shards, self.shard(), now, world.bound.enough());
             batch.iter().flat_map(|batch| batch.shards()).for_each(|shard| world.drain(shard, &mut list));
-            world.pace.end(now, list.len() > 0);
+            world.pace.end(now, batch.as_ref().is_some_and(|batch| batch.unused(now)));
             world.drains.set(world.drains.get() + 1);
             World::flush(list);
             if batch.is_some() { Room::Made } else { Room::Later }

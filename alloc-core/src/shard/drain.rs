@@ -98,7 +98,7 @@ impl Drainer {
             }
             Taken::Top(top) => {
                 // SAFETY: the protocol gives the drainer the whole chain.
-                unsafe { super::take_chain(&bound::ALL, shard, top, list) };
+                unsafe { super::take_chain(&bound::VCPUS, shard, top, list) };
             }
         });
         DRAINS.fetch_add(u64::from(drained), Ordering::Relaxed);

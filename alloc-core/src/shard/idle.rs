@@ -21,7 +21,7 @@ use super::bound::{Pace, Room};
 use super::drain::{BATCH, Batch, try_drainer};
 use super::{Shard, bound, gate};
 use crate::depot;
-use crate::magazine::List;
+use crate::magazine::{List, NONE};
 use crate::options::DEFAULT_DECAY_MS;
 use crate::pages::NEVER;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -114,7 +114,11 @@ impl Shard {
             seen.sum.store(0, Relaxed);
             return Look::Empty;
         }
-        let sum = self.sum();
+        // In the child of a fork it may seem to hold something.
+        let Some(sum) = self.sum() else {
+            seen.sum.store(0, Relaxed);
+            return Look::Empty;
+        };
         if seen.sum.swap(sum, Relaxed) != sum {
             seen.since.store(now, Relaxed);
             return Look::Changed;
@@ -122,14 +126,23 @@ impl Shard {
         if now.saturating_sub(seen.since.load(Relaxed)) < quiet { Look::Quiet } else { Look::Idle }
     }
 
-    /// A number that is another one when a header or the count of exchanges changes, most likely. Not a plain sum: a
-    /// block taken from one bin and one given to another would cancel out.
-    fn sum(&self) -> u64 {
-        let exchanges = self.exchanges.load(Relaxed).wrapping_add(1);
-        let mixed = |sum: u64, top: &AtomicUsize| {
-            (sum ^ top.load(Relaxed) as u64).rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        };
-        self.tops.iter().fold(exchanges, mixed)
+    /// A number that is another one when a header or the count of exchanges changes, most likely; `None` if there is no
+    /// magazine. Not a plain sum: a block taken from one bin and one given to another would cancel out.
+    fn sum(&self) -> Option<u64> {
+        let (mut sum, mut any) = (self.exchanges.load(Relaxed).wrapping_add(1), NONE);
+        for top in &self.tops {
+            let top = top.load(Relaxed);
+            any |= top;
+            sum = (sum ^ top as u64).rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        (any != NONE).then_some(sum)
+    }
+}
+
+impl Batch<'_> {
+    /// Whether the first one was as it is at an earlier look than that at the time `now`, too.
+    pub(super) fn unused(&self, now: u64) -> bool {
+        self.shards().first().is_some_and(|shard| shard.seen.since.load(Relaxed) < now)
     }
 }
 
@@ -200,7 +213,7 @@ fn look(now: u64) {
         let next = now.saturating_add(quiet / LOOKS_PER_QUIET);
         DUE.store(if round.loaded > 0 { next } else { 0 }, Relaxed);
         // Whoever got a magazine meanwhile saw that a look was due, and noted nothing.
-        if round.loaded == 0 && gate::shards().any(|shard| shard.held.load(Relaxed) > 0) {
+        if round.loaded == 0 && gate::shards().any(|shard| shard.sum().is_some()) {
             DUE.store(next, Relaxed);
         }
     }
@@ -232,15 +245,15 @@ pub(super) fn make_room(own: &Shard, now: u64) -> Room {
         return if NO_FENCE.load(Relaxed) { Room::Never } else { Room::Later };
     }
     let Some(mut drainer) = try_drainer() else { return Room::Later };
-    let Some(batch) = least_recent(gate::shards(), own, now, bound::ALL.enough()) else {
+    let Some(batch) = least_recent(gate::shards(), own, now, bound::VCPUS.enough()) else {
         PACE.end(now, false);
         return Room::Later;
     };
-    let (held, mut list) = (batch.held(), List::new());
+    let (held, unused, mut list) = (batch.held(), batch.unused(now), List::new());
     let drained = drainer.drain(&batch, &mut list);
     drop(drainer);
     let made = held > batch.held();
-    PACE.end(now, made);
+    PACE.end(now, made && unused);
     NO_FENCE.store(!drained, Relaxed);
     let mut rest = List::new();
     while let Some(magazine) = list.pop() {
@@ -296,7 +309,6 @@ mod tests {
     use super::super::tests::alone;
     use super::super::{Access, Visit, allocate, arena::OnArena, drain::give_back, free};
     use super::*;
-    use crate::magazine::NONE;
     use crate::size_class::{bin, class_of_bin};
     extern crate std;
     use std::vec::Vec;

@@ -161,9 +161,7 @@ pub(crate) trait Access {
     /// The shard.
     fn shard(&self) -> &Shard;
     /// What it is counted in.
-    fn bound(&self) -> &'static Bound {
-        &bound::ALL
-    }
+    fn bound(&self) -> &'static Bound;
     /// Does what is due at the time `now` for other shards, if they can be reached from here.
     fn tick(&self, _now: u64) {}
     /// The shard gets a magazine.
