@@ -1,4 +1,4 @@
-//! Shards that nobody uses give their blocks back, and others do for the [`bound`](super::bound).
+//! Shards that nobody uses give their blocks back, and others do for the [`bound`].
 //!
 //! A vCPU's shard does not say when it was used, since the hit path notes nothing. So one thread at a time, the drainer,
 //! looks at all of them now and then: what has the same headers and the same number of exchanges as at the last look is

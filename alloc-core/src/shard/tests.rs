@@ -167,6 +167,7 @@ fn a_shard_starts_empty_and_full() {
 /// Promise: a shard's budget moves to the bins that need it: when all of it is in chains that were filled once, another
 /// bin gets its own by others losing theirs.
 #[test]
+#[cfg_attr(miri, ignore = "takes long")]
 fn the_budget_moves_to_the_bins_that_miss() {
     let access = alone();
     let shard = access.shard();
