@@ -24,6 +24,7 @@ size_t rseqalloc_purge(void);
 /* Changes options while the process runs, in the form of the environment variable RSEQ_ALLOC, "name=value,name=value":
  *   decay=MILLISECONDS or never    over how long free pages go back to the operating system (10000)
  *   budget=BYTES, with K, M or G   bytes of blocks for which one vCPU has room (4M)
+ *   cache=BYTES, likewise, or none bytes of blocks for which all vCPUs together have room (12M per CPU, at least 32M)
  *   background=on or off           whether a thread gives memory back when the program is silent (off)
  *   soft_limit=BYTES, or 1% to 100% of the limit of the process' cgroup, or none
  *                                  above it, caches shrink and everything free is given back before more is taken

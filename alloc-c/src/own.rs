@@ -56,8 +56,8 @@ pub extern "C" fn rseqalloc_purge() -> usize {
     alloc_core::purge()
 }
 
-/// Changes options while the process runs: `decay=`, `budget=`, `background=`, `soft_limit=` and `hard_limit=` as in the environment
-/// variable `RSEQ_ALLOC`. Returns 0, or `EINVAL` if a part made no sense or came too late (`index=` and `thp=`, which the
+/// Changes options while the process runs: `decay=`, `budget=`, `cache=`, `background=`, `soft_limit=` and `hard_limit=` as in
+/// the environment variable `RSEQ_ALLOC`. Returns 0, or `EINVAL` if a part made no sense or came too late (`index=` and `thp=`, which the
 /// first allocation decides); such a part is named on file descriptor 2, and the others apply.
 ///
 /// # Safety
@@ -117,9 +117,9 @@ impl fmt::Display for Json<'_> {
         fields! {
             allocated waste active resident metadata mapped counted large_mappings reserved returned returned_in_spans
             huge_pages
-            cached_shards cached_depot cached_central cached_pages cached_large shards arenas_used
+            cached_shards cached_depot cached_central cached_pages cached_large cache_room cache_limit shards arenas_used
             magazine_exchanges depot_exchanges depot_retries central_locks page_heap_locks refills flushes
-            aborts give_ups bypasses drains arena_moves
+            aborts give_ups bypasses drains idle_drains cache_limit_hits cache_limit_drains arena_moves
             soft_limit hard_limit soft_limit_hits hard_limit_hits soft_limit_purges
         }
         f.write_str("}")

@@ -17,6 +17,7 @@
 //! is to be done. If it cannot be created, that is not tried again.
 
 use crate::os::{clock, keep_errno};
+use crate::shard::idle;
 use crate::{decay, depot};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -44,7 +45,7 @@ const LATE: u64 = 4;
 fn next_due() -> u64 {
     // 0, for nothing, becomes the largest number.
     let soonest = |due: u64| due.wrapping_sub(1);
-    [decay::next_due(), depot::due()].map(soonest).into_iter().fold(u64::MAX, u64::min).saturating_add(1)
+    [decay::next_due(), depot::due(), idle::due()].map(soonest).into_iter().fold(u64::MAX, u64::min).saturating_add(1)
 }
 
 /// Switches the option on or off. Off, the thread goes to sleep for good, if it exists.
@@ -121,6 +122,7 @@ extern "C" fn run(_: *mut c_void) -> *mut c_void {
     loop {
         if ON.load(Ordering::Relaxed) {
             let now = clock::now_ms();
+            idle::tick(now);
             decay::tick_at(now);
             depot::tick(now);
         }

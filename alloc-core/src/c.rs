@@ -351,8 +351,8 @@ pub fn set_decay(kept: bool) {
     set_decay_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
 }
 
-/// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `background`, `soft_limit` and `hard_limit` can
-/// change at any time, `index` and `thp` are decided by the first allocation.
+/// Applies `name=value,name=value` as in the environment variable: `decay`, `budget`, `cache`, `background`, `soft_limit`
+/// and `hard_limit` can change at any time, `index` and `thp` are decided by the first allocation.
 ///
 /// # Errors
 /// If a part made no sense or came too late; it is named on file descriptor 2, and the others apply.

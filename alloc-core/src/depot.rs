@@ -123,6 +123,24 @@ pub(crate) fn put_full(magazine: Owned) -> Result<(), Owned> {
     Ok(())
 }
 
+/// Takes over magazines whose blocks nobody needs: they are on their way back to the spans.
+pub(crate) fn leave(mut magazines: List) {
+    let mut full = List::new();
+    while let Some(magazine) = magazines.pop() {
+        if magazine.is_empty() {
+            put_empty(magazine);
+        } else {
+            full.push(magazine);
+        }
+    }
+    if full.len() > 0 {
+        with(&LEAVING, |list| {
+            list.append(full);
+            LEAVING_LEN.store(list.len(), Ordering::Relaxed);
+        });
+    }
+}
+
 /// Takes an empty magazine, from the pool if there is none; `None` when memory is exhausted.
 pub(crate) fn take_empty() -> Option<Owned> {
     with(&EMPTY, List::pop).or_else(Owned::new)

@@ -62,6 +62,17 @@ impl RseqAlloc {
         self
     }
 
+    /// For how many bytes of free blocks the caches of all vCPUs together have room. By default 12 MiB for each CPU that
+    /// the process may use by its affinity, or has time for by its cgroup's quota, and at least 32 MiB: one magazine of each
+    /// size up to 1 KiB and a budget of 4 MiB, for as many vCPUs as can run at a time. But a process with time for two of 64 CPUs
+    /// may leave blocks on all of them, and that is what this bounds. When it is reached, caches do not
+    /// grow, and those that were not used for longest give theirs back for others to have some. `usize::MAX` is no limit,
+    /// and less than 1 MiB counts as that. `RSEQ_ALLOC=cache=…` overrides it.
+    pub const fn cache_limit(mut self, bytes: usize) -> Self {
+        self.options.cache_limit = Some(bytes);
+        self
+    }
+
     /// Whether a thread of the allocator's own gives memory back, for processes that fall silent: off by default. It is
     /// created when there is something to give back, sleeps while there is nothing, has all signals blocked and is
     /// named `rseq-alloc`. `RSEQ_ALLOC=background=on` or `off` overrides it.

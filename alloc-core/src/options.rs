@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) index: IndexChoice,
     pub(crate) decay_ms: u64,
     pub(crate) shard_budget: usize,
+    /// `None`: what suits the CPUs that the process may use.
+    pub(crate) cache_limit: Option<usize>,
     pub(crate) background: bool,
     pub(crate) soft_limit: Limit,
     pub(crate) hard_limit: Limit,
@@ -49,6 +51,7 @@ impl Options {
             index: IndexChoice::Auto,
             decay_ms: DEFAULT_DECAY_MS,
             shard_budget: shard::DEFAULT_BUDGET,
+            cache_limit: None,
             background: false,
             soft_limit: Limit::None,
             hard_limit: Limit::None,
@@ -84,6 +87,7 @@ impl Options {
             Setting::Index(index) => self.index = index,
             Setting::Decay(ms) => self.decay_ms = ms,
             Setting::Budget(bytes) => self.shard_budget = bytes,
+            Setting::Cache(bytes) => self.cache_limit = Some(bytes),
             Setting::Background(on) => self.background = on,
             Setting::SoftLimit(limit) => self.soft_limit = limit,
             Setting::HardLimit(limit) => self.hard_limit = limit,
@@ -91,10 +95,11 @@ impl Options {
         }
     }
 
-    /// Hands each layer its part.
-    pub(crate) fn apply(&self) {
+    /// Hands each layer its part, in a process that may use so many CPUs.
+    pub(crate) fn apply(&self, cpus: usize) {
         set_decay_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
+        shard::bound::set(self.cache_limit.unwrap_or_else(|| shard::bound::default(cpus)));
         background::set(self.background);
         limit::set_soft(self.soft_limit);
         limit::set_hard(self.hard_limit);
@@ -104,6 +109,7 @@ impl Options {
 
 /// Sets the interval of all that decays.
 pub(crate) fn set_decay_ms(ms: u64) {
+    shard::idle::set_decay_ms(ms);
     depot::set_decay_ms(ms);
     decay::set_ms(ms);
 }
@@ -112,8 +118,8 @@ pub(crate) fn set_decay_ms(ms: u64) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// Applies what can change while the process runs, `decay`, `budget`, `background` and the limits, in the form that the environment
-/// variable has.
+/// Applies what can change while the process runs, `decay`, `budget`, `cache`, `background` and the limits, in the form that the
+/// environment variable has.
 /// Parts that make no sense or come too late are named in a line on file descriptor 2 and ignored.
 pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
     let mut result = Ok(());
@@ -125,6 +131,10 @@ pub(crate) fn change(text: &[u8]) -> Result<(), Refused> {
             }
             Ok(Setting::Budget(bytes)) => {
                 shard::set_budget(bytes);
+                continue;
+            }
+            Ok(Setting::Cache(bytes)) => {
+                shard::bound::set(bytes);
                 continue;
             }
             Ok(Setting::Background(on)) => {
@@ -154,6 +164,7 @@ enum Setting {
     Index(IndexChoice),
     Decay(u64),
     Budget(usize),
+    Cache(usize),
     SoftLimit(Limit),
     HardLimit(Limit),
     HugePages(HugePages),
@@ -187,6 +198,11 @@ fn setting(part: &[u8]) -> Result<Setting, &'static str> {
             Some(bytes) => Ok(Setting::Budget(bytes)),
             None => Err("expected a number of bytes, which may end in K, M or G"),
         },
+        b"cache" => match (value, bytes(value)) {
+            (b"none", _) => Ok(Setting::Cache(usize::MAX)),
+            (_, Some(bytes)) => Ok(Setting::Cache(bytes)),
+            _ => Err("expected a number of bytes, which may end in K, M or G, or none"),
+        },
         b"soft_limit" => limit(value).map(Setting::SoftLimit),
         b"hard_limit" => limit(value).map(Setting::HardLimit),
         b"thp" => match value {
@@ -200,7 +216,7 @@ fn setting(part: &[u8]) -> Result<Setting, &'static str> {
             b"off" => Ok(Setting::Background(false)),
             _ => Err("expected on or off"),
         },
-        _ => Err("unknown name; there are index, decay, budget, soft_limit, hard_limit, thp and background"),
+        _ => Err("unknown name; there are index, decay, budget, cache, soft_limit, hard_limit, thp and background"),
     }
 }
 
@@ -279,6 +295,10 @@ mod tests {
         assert_eq!(options, expected);
         assert_eq!(warnings, 0);
         assert_eq!(parsed("decay=never").0.decay_ms, u64::MAX);
+        assert_eq!(
+            (parsed("cache=64M").0.cache_limit, parsed("cache=none").0.cache_limit),
+            (Some(64 << 20), Some(usize::MAX))
+        );
         assert_eq!(parsed(""), (Options::new(), 0));
         let (options, warnings) = parsed("soft_limit=80%,hard_limit=2G,thp=off");
         assert_eq!((options.soft_limit, options.hard_limit), (Limit::CgroupPercent(80), Limit::Bytes(2 << 30)));
@@ -290,8 +310,18 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named_and_change_nothing() {
-        for text in ["index=cpus", "decay=", "decay=-1", "budget=1T", "budget=99999999999G", "colour=red", "index", "="]
-        {
+        for text in [
+            "index=cpus",
+            "decay=",
+            "decay=-1",
+            "budget=1T",
+            "budget=99999999999G",
+            "cache=",
+            "cache=all",
+            "colour=red",
+            "index",
+            "=",
+        ] {
             assert_eq!(parsed(text), (Options::new(), 1), "{text}");
         }
         for text in [

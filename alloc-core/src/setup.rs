@@ -102,8 +102,8 @@ fn decide_alone(options: &Options) -> u32 {
     // First of all, so that a child of a fork in the middle of this can be helped.
     let first = fork::install();
     let options = options.with_environment(first);
-    options.apply();
     let cpus = allowed_cpus();
+    options.apply(cpus);
     arena::set_count(cpus);
     let kind = match choose(options.index) {
         // This thread is registering right now, and that is where this call comes from. A later one decides.

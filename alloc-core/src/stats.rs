@@ -16,7 +16,7 @@
 //! blocks that are on their way between two layers may be counted in both or in neither.
 
 use crate::mode::Mode;
-use crate::shard::{arena, drain, gate, private, vcpu};
+use crate::shard::{arena, bound, drain, gate, idle, private, vcpu};
 use crate::{central, depot, front, large, limit, meta, pages};
 use core::fmt;
 
@@ -66,6 +66,10 @@ pub struct Stats {
     pub cached_pages: usize,
     /// Bytes in freed large mappings that are kept for reuse.
     pub cached_large: usize,
+    /// Bytes of free blocks for which the magazines of all vCPU shards have room.
+    pub cache_room: usize,
+    /// How many those may be, 0 for any number.
+    pub cache_limit: usize,
     /// vCPU shards in use.
     pub shards: usize,
     /// Arenas that have been used.
@@ -92,6 +96,12 @@ pub struct Stats {
     pub bypasses: u64,
     /// Batches of vCPU shards drained.
     pub drains: u64,
+    /// vCPU shards drained because nobody used them.
+    pub idle_drains: u64,
+    /// Times that a shard was to have no more magazines because of the limit of all.
+    pub cache_limit_hits: u64,
+    /// vCPU shards drained because of it.
+    pub cache_limit_drains: u64,
     /// Threads that moved to another arena because theirs was locked.
     pub arena_moves: u64,
     /// Times that taking memory from the operating system was put off by the soft limit. One request may be counted
@@ -126,17 +136,19 @@ impl Stats {
 }
 
 pub(crate) fn gather(mode: Mode) -> Stats {
-    let (mut cached_shards, mut magazine_exchanges, mut shards) = (0, 0, 0);
+    let (mut cached_shards, mut magazine_exchanges, mut cache_limit_hits, mut shards) = (0, 0, 0, 0);
     for shard in gate::shards() {
         let usage = shard.usage();
         cached_shards += usage.cached;
         magazine_exchanges += usage.exchanges;
+        cache_limit_hits += usage.hits;
         shards += 1;
     }
     let mut arenas_used = 0;
     for usage in arena::usages() {
         cached_shards += usage.cached;
         magazine_exchanges += usage.exchanges;
+        cache_limit_hits += usage.hits;
         arenas_used += 1;
     }
     let depot = depot::usage();
@@ -144,6 +156,8 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let pages = pages::usage();
     let large = large::usage();
     let limits = limit::usage();
+    let bound = bound::usage();
+    let (idle_drains, cache_limit_drains) = idle::drained();
     // Shared arenas have theirs from the metadata's memory.
     let metadata = meta::bytes() + (shards + private::made()) * size_of::<crate::shard::Shard>();
     Stats {
@@ -171,6 +185,8 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         cached_central: central.cached,
         cached_pages: pages.free_resident_bytes,
         cached_large: large.cached_bytes,
+        cache_room: bound.held,
+        cache_limit: bound.limit,
         shards,
         arenas_used,
         magazine_exchanges,
@@ -184,6 +200,9 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         give_ups: vcpu::give_ups(),
         bypasses: front::bypasses(),
         drains: drain::drains(),
+        idle_drains,
+        cache_limit_hits,
+        cache_limit_drains,
         arena_moves: arena::moves(),
         soft_limit_hits: limits.soft_hits,
         hard_limit_hits: limits.hard_hits,
@@ -221,11 +240,16 @@ impl fmt::Display for Stats {
         if self.soft_limit_purges > 0 {
             write!(f, "purges by the soft limit {}; ", self.soft_limit_purges)?;
         }
-        write!(f, "{} shards, {} arenas; ", self.shards, self.arenas_used)?;
+        write!(f, "{} arenas, {} shards with room for {}", self.arenas_used, self.shards, Size(self.cache_room))?;
+        if self.cache_limit != 0 {
+            write!(f, " of {} (hit {} times)", Size(self.cache_limit), self.cache_limit_hits)?;
+        }
+        write!(f, "; ")?;
         write!(f, "exchanges: magazine {}, depot {} ", self.magazine_exchanges, self.depot_exchanges)?;
         write!(f, "({} retries), refills {}, flushes {}; ", self.depot_retries, self.refills, self.flushes)?;
         write!(f, "locks: central {}, page heap {}; ", self.central_locks, self.page_heap_locks)?;
         write!(f, "aborts {}, give-ups {}, bypasses {}, ", self.aborts, self.give_ups, self.bypasses)?;
-        write!(f, "drains {}, arena moves {}", self.drains, self.arena_moves)
+        write!(f, "drains {} (idle shards {}, for room {}), ", self.drains, self.idle_drains, self.cache_limit_drains)?;
+        write!(f, "arena moves {}", self.arena_moves)
     }
 }

@@ -69,3 +69,14 @@ pub fn allowed_cpus() -> Vec<usize> {
     // SAFETY: the numbers are below the size of the set.
     (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
 }
+
+/// Has the calling thread run on CPU `cpu` only.
+pub fn pin(cpu: usize) {
+    // SAFETY: all zero is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the number is below the size of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is valid for the length given.
+    let answer = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    assert_eq!(answer, 0, "sched_setaffinity");
+}

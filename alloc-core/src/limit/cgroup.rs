@@ -27,6 +27,29 @@ pub(super) fn limit() -> Option<usize> {
     limit_from(c"/proc/self/cgroup", c"/proc/self/mountinfo")
 }
 
+/// For how many CPUs the process' cgroup gives time, rounded up; `None` if as many as there are, or if that is not to be
+/// found. Asked at the set-up of processes on larger machines, so this looks only where a container sees its own group:
+/// at the root of the hierarchy. Source:
+/// [`cpu.max`](https://docs.kernel.org/admin-guide/cgroup-v2.html),
+/// [`cpu.cfs_quota_us`](https://docs.kernel.org/scheduler/sched-bwc.html).
+pub(crate) fn cpus() -> Option<usize> {
+    cpus_from(
+        c"/sys/fs/cgroup/cpu.max",
+        [c"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", c"/sys/fs/cgroup/cpu/cpu.cfs_period_us"],
+    )
+}
+
+/// [`cpus`], by files of these names.
+fn cpus_from(two: &CStr, one: [&CStr; 2]) -> Option<usize> {
+    let (mut quota, mut period) = (None, None);
+    for_each_line(two, |line| {
+        let mut words = line.split(|&byte| byte == b' ').map(number);
+        (quota, period) = (words.next().flatten(), words.next().flatten());
+    });
+    let [quota, period] = if period.is_some() { [quota, period] } else { one.map(number_in) };
+    Some(quota?.div_ceil(period.filter(|&period| period > 0)?).max(1))
+}
+
 /// [`limit`], by files of these names.
 fn limit_from(cgroup: &CStr, mountinfo: &CStr) -> Option<usize> {
     let mut least: Option<usize> = None;
@@ -133,10 +156,15 @@ fn number_in(path: &CStr) -> Option<usize> {
     let (mut number, mut first) = (None, true);
     for_each_line(path, |line| {
         if core::mem::take(&mut first) {
-            number = core::str::from_utf8(line).ok().and_then(|text| text.trim().parse().ok());
+            number = self::number(line);
         }
     });
     number.filter(|&number| number < UNLIMITED)
+}
+
+/// A decimal number alone in a text.
+fn number(text: &[u8]) -> Option<usize> {
+    core::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 /// A path without allocation, with room for the 0 at its end.
@@ -294,7 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn quotas_are_cpus() {
+        let files = Files::new("quota");
+        let absent = files.write("absent", "");
+        let two = |text: &str| cpus_from(&files.write("cpu.max", text), [&absent, &absent]);
+        assert_eq!(two("200000 100000\n"), Some(2));
+        assert_eq!(two("150000 100000\n"), Some(2));
+        assert_eq!(two("1000 100000\n"), Some(1));
+        assert_eq!([two("max 100000\n"), two("max\n"), two(""), two("1 0\n"), two("x y\n")], [None; 5]);
+        let one = |quota: &str| {
+            let period = files.write("period", "50000\n");
+            cpus_from(&absent, [&files.write("quota", quota), &period])
+        };
+        assert_eq!((one("400000\n"), one("-1\n"), one("")), (Some(8), None, None));
+    }
+
+    #[test]
     fn the_system_s_own_files_can_be_read() {
+        assert!(cpus().is_none_or(|cpus| cpus > 0));
         // Whatever they say, it is a limit or none.
         assert!(limit().is_none_or(|bytes| (1..UNLIMITED).contains(&bytes)));
     }

@@ -26,6 +26,8 @@
 mod cgroup;
 pub(crate) mod mapped;
 
+pub(crate) use cgroup::cpus;
+
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 

@@ -6,6 +6,7 @@
 //!
 //! An arena belongs to nobody: a thread that ends leaves nothing behind in it, and any thread may free into any.
 
+use super::bound::{self, Bound};
 use super::protocol::Place;
 use super::{Access, Miss, STACK, Shard, private, take_chain};
 use crate::magazine::{self, NONE, Owned};
@@ -101,6 +102,10 @@ impl Access for OnArena {
         self.shard
     }
 
+    fn bound(&self) -> &'static Bound {
+        &bound::ARENAS
+    }
+
     fn pop(&self, bin: usize) -> Result<usize, Miss> {
         // SAFETY: the lock guards header and chain.
         let block = unsafe { pop_chained_plain::<STACK>(self.shard.top(bin).as_ptr()) };
@@ -160,7 +165,7 @@ impl OnArena {
             let old = top.swap(NONE, Ordering::Relaxed);
             if old != NONE {
                 // SAFETY: the lock gives us the header, and so the chain.
-                unsafe { take_chain(self.shard, old, list) };
+                unsafe { take_chain(self.bound(), self.shard, old, list) };
             }
         }
         for head in self.shard.lists() {

@@ -179,7 +179,13 @@ pub(crate) fn close_for_good() {
 
 /// Shards in use.
 pub(crate) fn shards() -> impl Iterator<Item = &'static Shard> {
-    (0..LIMIT.load(Ordering::Acquire)).filter_map(|id| existing(id as u32))
+    (0..count()).filter_map(|id| existing(id as u32))
+}
+
+/// How many that are.
+#[inline]
+pub(crate) fn count() -> usize {
+    LIMIT.load(Ordering::Acquire)
 }
 
 /// The lock of the limit, for the fork handlers.

@@ -18,16 +18,20 @@
 //! ```
 //!
 //! A chain grows only by frees, since only they show that blocks come back to this vCPU. It stays as long as it has
-//! become until it is drained, or another bin of the shard wants its budget.
+//! become until it is drained, or another bin of the shard wants its budget. What is drained: shards that nobody uses
+//! ([`idle`]), those changed least recently when all together have too much ([`bound`]), and all by a purge ([`drain`]).
 
 pub(crate) mod arena;
+pub(crate) mod bound;
 pub(crate) mod drain;
 pub(crate) mod gate;
+pub(crate) mod idle;
 pub(crate) mod private;
 mod protocol;
 mod toll;
 pub(crate) mod vcpu;
 
+use self::bound::{Bound, Charge, Room};
 use crate::fatal::{self, Seen};
 use crate::magazine::{self, List, MAGAZINE, NONE, Owned, depth_of_chain, depth_of_list, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
@@ -60,13 +64,18 @@ pub(crate) struct Shard {
     seal: AtomicUsize,
     /// Bytes of blocks for which there is room in its chains, the loaded magazines not counted.
     room: AtomicUsize,
-    /// How often that was not to grow any more, since a bin last gave up its chain.
+    /// The same of all its magazines, see [`bound`].
+    held: AtomicUsize,
+    /// How often there was to be no more, since a bin last gave up its chain.
     refused: AtomicUsize,
     /// The bin that has to do so next.
     hand: AtomicUsize,
     /// Magazines exchanged with a header.
     exchanges: AtomicU64,
+    /// How often the bound refused it a magazine.
+    hits: AtomicU64,
     toll: toll::Toll,
+    seen: idle::Seen,
 }
 
 const _: () = {
@@ -153,6 +162,16 @@ fn miss(class_index: usize) {
 pub(crate) trait Access {
     /// The shard.
     fn shard(&self) -> &Shard;
+    /// What it is counted in.
+    fn bound(&self) -> &'static Bound;
+    /// Does what is due at the time `now` for other shards, if they can be reached from here.
+    fn tick(&self, _now: u64) {}
+    /// The shard gets a magazine.
+    fn note(&self) {}
+    /// Drains others for this one, if they can be reached from here.
+    fn make_room(&self, _now: u64) -> Room {
+        Room::Never
+    }
     /// Pops from the loaded magazine, or the next full one of its chain.
     fn pop(&self, bin: usize) -> Result<usize, Miss>;
     /// Pushes on the loaded magazine, or the next empty one of its chain.
@@ -214,9 +233,11 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
         // Somebody else put blocks there in between.
         return Visit::Again;
     }
-    if toll::aside(access, bin, tick()) {
+    let now = tick(access);
+    if toll::aside(access, bin, now) {
         return allocate_aside(access, class_index);
     }
+    let Some(place) = place(access, bin, top, now) else { return allocate_aside(access, class_index) };
     let Some(mut magazine) = filled_magazine(access, class_index) else { return Visit::Done(0) };
     let Some(block) = magazine.pop() else {
         stash_empty(access, magazine);
@@ -224,7 +245,7 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
     };
     if magazine.is_empty() {
         stash_empty(access, magazine);
-    } else if let Err((_, magazine)) = install(access, bin, top, magazine) {
+    } else if let Err((_, magazine)) = install(access, bin, place, magazine) {
         stash(access, magazine);
     }
     Visit::Done(block)
@@ -238,11 +259,25 @@ fn allocate_aside(access: &impl Access, class_index: usize) -> Visit<usize> {
     block.map_or(Visit::Bypass, Visit::Done)
 }
 
-/// Returns a block of such a bin: to a magazine of the depot if it has room, else to the spans.
+/// Returns a block of such a bin: to a magazine of the depot, else to the spans. Where the depot has full ones, the block
+/// goes there with a new one, in which the next ones have room; so does a block that is a span of its own, which
+/// would leave its place to others at once, and need a new one with the next call.
 fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<()> {
-    let Some(mut magazine) = depot::take_full(class_index).or_else(|| for_single(access, class_index)) else {
-        return Visit::Bypass;
+    let mut magazine = match depot::take_full(class_index) {
+        Some(magazine) if magazine::is_full(magazine.top()) => {
+            stash(access, magazine);
+            None
+        }
+        None if class(class_index).blocks > 1 => return Visit::Bypass,
+        some => some,
     };
+    if magazine.is_none() {
+        magazine = empty_magazine(access).map(|mut magazine| {
+            magazine.prepare(class_index, capacity(class_index));
+            magazine
+        });
+    }
+    let Some(mut magazine) = magazine else { return Visit::Bypass };
     if peek(magazine.top()) == block {
         fatal::double_free(block, Seen::Now);
     }
@@ -251,20 +286,10 @@ fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<(
     if pushed { Visit::Done(()) } else { Visit::Bypass }
 }
 
-/// An empty magazine for a block that is a span of its own: those would leave their places to others at once, and need new
-/// ones with the next call.
-fn for_single(access: &impl Access, class_index: usize) -> Option<Owned> {
-    if class(class_index).blocks > 1 {
-        return None;
-    }
-    let mut magazine = empty_magazine(access)?;
-    magazine.prepare(class_index, capacity(class_index));
-    Some(magazine)
-}
-
-/// What is due in the layers below, on a visit. Returns the time in milliseconds.
-fn tick() -> u64 {
+/// What is due in the layers below and in other shards, on a visit. Returns the time in milliseconds.
+fn tick(access: &impl Access) -> u64 {
     let now = os::clock::now_ms();
+    access.tick(now);
     decay::tick_at(now);
     depot::tick(now);
     now
@@ -299,86 +324,119 @@ fn empty_magazine(access: &impl Access) -> Option<Owned> {
     access.list_pop(&access.shard().empty).ok().or_else(depot::take_empty)
 }
 
-/// Makes `magazine` the loaded one of `bin` in place of the one at `top`, and finds a place for that.
-fn install(access: &impl Access, bin: usize, top: usize, magazine: Owned) -> Result<(), (Miss, Owned)> {
-    let replaced = if top == NONE {
-        magazine.unchain();
-        access.replace(bin, top, magazine.top())
-    } else {
-        magazine.set_depth(depth_of_chain(top));
-        access.exchange(bin, top, magazine.top())
+/// Where a magazine is to be loaded.
+enum Place<'a> {
+    /// Instead of the one at this top.
+    Of(usize),
+    /// In front of the full one at this top, with room for one more.
+    InFrontOf(usize, Charge<'a>),
+    /// Where there is none, with room for it.
+    First(Charge<'a>),
+}
+
+/// The place for a magazine in a header that holds `top`: that of the loaded one. `None` if there is none, and no room
+/// for one.
+fn place<A: Access>(access: &A, bin: usize, top: usize, now: u64) -> Option<Place<'_>> {
+    if top == NONE { bound::first(access, bin, now).map(Place::First) } else { Some(Place::Of(top)) }
+}
+
+/// Makes `magazine` the loaded one of `bin`, and finds a place for the one whose place it takes.
+fn install(access: &impl Access, bin: usize, place: Place<'_>, magazine: Owned) -> Result<(), (Miss, Owned)> {
+    let shard = access.shard();
+    let result = match &place {
+        Place::First(_) => {
+            magazine.unchain();
+            access.replace(bin, NONE, magazine.top())
+        }
+        Place::InFrontOf(top, _) => {
+            magazine.set_depth(depth_of_chain(*top).saturating_add(1));
+            access.extend(bin, *top, magazine.top())
+        }
+        Place::Of(top) => {
+            magazine.set_depth(depth_of_chain(*top));
+            access.exchange(bin, *top, magazine.top())
+        }
     };
-    if let Err(miss) = replaced {
+    if let Err(miss) = result {
         return Err((miss, magazine));
     }
     // The header owns it now.
     let _ = magazine.into_address();
-    access.shard().exchanges.fetch_add(1, Ordering::Relaxed);
-    if top != NONE {
+    match place {
+        Place::First(charge) => {
+            charge.keep();
+            access.note();
+        }
+        Place::InFrontOf(_, charge) => {
+            charge.keep();
+            shard.room.fetch_add(counted(class_of_bin(bin)), Ordering::Relaxed);
+            return Ok(());
+        }
         // SAFETY: winning the exchange gave the caller exclusive ownership.
-        stash(access, unsafe { Owned::from_top(top) });
+        Place::Of(top) => stash(access, unsafe { Owned::from_top(top) }),
     }
+    shard.exchanges.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
-/// What a magazine of a class counts in a chain, in bytes: the most that fit, whatever its capacity is now.
+/// What a magazine of a class counts in a chain, in bytes: the most that fit, whatever its capacity is now. What deep ones
+/// have room for beyond that of others has a bound of its own, [`magazine::DEEP`].
 fn counted(class_index: usize) -> usize {
-    usize::from(class(class_index).capacity_max) * class(class_index).size as usize
+    let of = class(class_index);
+    usize::from(if of.blocks == 1 { of.capacity } else { of.capacity_max }) * of.size as usize
 }
 
-/// Whether the chain of `bin` whose full loaded magazine is at `top` may have another one. Bins that are refused again
-/// and again, since the shard's budget is used up, make others give up their chains.
-fn may_extend(access: &impl Access, bin: usize, top: usize) -> bool {
+/// Room for another magazine in the chain of `bin` whose full loaded one is at `top`. Bins that are refused again and
+/// again, since the shard's budget is used up or the bound reached, make others give up their chains.
+fn longer<'a>(access: &'a impl Access, bin: usize, top: usize) -> Option<Charge<'a>> {
     let bytes = counted(class_of_bin(bin));
     let longest = (limit::cache_budget(CHAIN_BUDGET) / bytes).min(CHAIN_MAX);
-    if top == NONE || usize::from(depth_of_chain(top)) > longest {
-        return false;
+    if usize::from(depth_of_chain(top)) > longest {
+        return None;
     }
     let shard = access.shard();
     let budget = limit::cache_budget(SHARD_BUDGET.load(Ordering::Relaxed)) as isize;
-    if shard.room.load(Ordering::Relaxed) as isize + bytes as isize <= budget {
-        return true;
+    if shard.room.load(Ordering::Relaxed) as isize + bytes as isize <= budget
+        && let Some(charge) = access.bound().charge(shard, bytes)
+    {
+        return Some(charge);
     }
+    if refused_often(shard) {
+        give_up_another(access, bin, false);
+    }
+    None
+}
+
+/// Counts that there was no room; true every [`GIVE_UP_AFTER`] times.
+fn refused_often(shard: &Shard) -> bool {
     // Lost counts do no harm.
     let refused = shard.refused.load(Ordering::Relaxed) + 1;
     shard.refused.store(refused % GIVE_UP_AFTER, Ordering::Relaxed);
-    if refused == GIVE_UP_AFTER {
-        give_up_another(access, bin);
-    }
-    false
-}
-
-/// Makes `magazine` the loaded one of `bin`, in front of the full one at `top`.
-fn extend(access: &impl Access, bin: usize, top: usize, magazine: Owned) -> Result<(), (Miss, Owned)> {
-    magazine.set_depth(depth_of_chain(top).saturating_add(1));
-    if let Err(miss) = access.extend(bin, top, magazine.top()) {
-        return Err((miss, magazine));
-    }
-    let _ = magazine.into_address();
-    access.shard().room.fetch_add(counted(class_of_bin(bin)), Ordering::Relaxed);
-    Ok(())
+    refused == GIVE_UP_AFTER
 }
 
 /// Takes the chain that a header with this `top` owned, and notes that its room is free.
 ///
 /// # Safety
 /// The caller has just won exclusive ownership of it.
-unsafe fn take_chain(shard: &Shard, top: usize, list: &mut List) {
+unsafe fn take_chain(bound: &Bound, shard: &Shard, top: usize, list: &mut List) {
     // SAFETY: by contract.
     if let Some((class_index, magazines)) = unsafe { list.append_chain(top) } {
         shard.room.fetch_sub((magazines - 1) * counted(class_index), Ordering::Relaxed);
+        bound.release(shard, magazines * counted(class_index));
     }
 }
 
-/// Takes the chain of the next bin that has one and is not `bin`, and gives its blocks to the depot.
-fn give_up_another(access: &impl Access, bin: usize) {
+/// Takes the chain of the next bin that has one and is not `bin`, and gives its blocks to the depot. `single`: so does
+/// one that has only a loaded magazine, if that is the next.
+fn give_up_another(access: &impl Access, bin: usize, single: bool) {
     let shard = access.shard();
     for _ in 0..BINS {
         let hand = (shard.hand.load(Ordering::Relaxed) + 1) % BINS;
         shard.hand.store(hand, Ordering::Relaxed);
         let top = shard.top(hand).load(Ordering::Relaxed);
         // A loaded magazine without neighbours is little, and what a bin in use needs.
-        if hand == bin || magazine::neighbours(top) == (NONE, NONE) {
+        if hand == bin || top == NONE || (!single && magazine::neighbours(top) == (NONE, NONE)) {
             continue;
         }
         unload(access, hand);
@@ -395,7 +453,7 @@ fn unload(access: &impl Access, bin: usize) -> bool {
     }
     let mut chain = List::new();
     // SAFETY: winning the replacement gave the caller exclusive ownership.
-    unsafe { take_chain(shard, top, &mut chain) };
+    unsafe { take_chain(access.bound(), shard, top, &mut chain) };
     while let Some(magazine) = chain.pop() {
         stash(access, magazine);
     }
@@ -466,21 +524,24 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     if !magazine::is_full(top) {
         return Visit::Again;
     }
-    if toll::aside(access, bin, tick()) {
+    let now = tick(access);
+    if toll::aside(access, bin, now) {
         return free_aside(access, class_index, block);
     }
+    // A header without a magazine is full, too, and has no chain to make longer.
+    let longer = if top == NONE { None } else { longer(access, bin, top) };
+    let place = match longer {
+        Some(charge) => Some(Place::InFrontOf(top, charge)),
+        None => place(access, bin, top, now),
+    };
+    let Some(place) = place else { return free_aside(access, class_index, block) };
     let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
     magazine.prepare(class_index, capacity(class_index));
     magazine.push(block);
-    let installed = if may_extend(access, bin, top) {
-        extend(access, bin, top, magazine)
-    } else {
-        if top != NONE {
-            miss(class_index);
-        }
-        install(access, bin, top, magazine)
-    };
-    match installed {
+    if matches!(place, Place::Of(_)) {
+        miss(class_index);
+    }
+    match install(access, bin, place, magazine) {
         Ok(()) => Visit::Done(()),
         Err((miss, mut magazine)) => {
             magazine.pop();
@@ -497,6 +558,8 @@ pub(crate) struct Usage {
     pub(crate) cached: usize,
     /// Magazines exchanged with a header.
     pub(crate) exchanges: u64,
+    /// Times that it was to have no more of them.
+    pub(crate) hits: u64,
 }
 
 impl Shard {
@@ -508,7 +571,7 @@ impl Shard {
             let count = |top| cached += magazine::count_of(top) * size;
             magazine::for_each_of_chain(top.load(Ordering::Relaxed), count);
         }
-        Usage { cached, exchanges: self.exchanges.load(Ordering::Relaxed) }
+        Usage { cached, exchanges: self.exchanges.load(Ordering::Relaxed), hits: self.hits.load(Ordering::Relaxed) }
     }
 }
 

@@ -163,3 +163,42 @@ fn a_shard_starts_empty_and_full() {
     }
     assert_eq!(shard.usage().cached, 0);
 }
+
+/// Promise: a shard's budget moves to the bins that need it: when all of it is in chains that were filled once, another
+/// bin gets its own by others losing theirs.
+#[test]
+#[cfg_attr(miri, ignore = "takes long")]
+fn the_budget_moves_to_the_bins_that_miss() {
+    let access = alone();
+    let shard = access.shard();
+    shard.toll.switch_off();
+    let burst = |bin: usize, blocks: usize| {
+        let blocks: Vec<usize> = (0..blocks).map(|_| allocate_until_done(bin, || allocate(&access, bin))).collect();
+        blocks.into_iter().for_each(|block| free_until_done(bin, block, || free(&access, bin, block)));
+    };
+    let longest = |bin: usize| CHAIN_BUDGET / counted(class_of_bin(bin));
+    let chain = |bin: usize| {
+        let mut magazines = 0_usize;
+        magazine::for_each_of_chain(shard.top(bin).load(Ordering::Relaxed), |_| magazines += 1);
+        magazines
+    };
+    let room = || shard.room.load(Ordering::Relaxed);
+    let others: Vec<usize> = (0..40).map(|step| bin(399 + 16 * step).unwrap()).collect();
+    for &bin in &others {
+        burst(bin, 600);
+    }
+    assert!(room() <= DEFAULT_BUDGET && room() + CHAIN_BUDGET > DEFAULT_BUDGET, "{} bytes", room());
+    let before: usize = others.iter().map(|&bin| chain(bin)).sum();
+    let wanting = bin(320 - 1).unwrap();
+    let mut bursts = 0;
+    while chain(wanting) < longest(wanting) {
+        assert!(bursts < 100 * GIVE_UP_AFTER, "{} of {}", chain(wanting), longest(wanting));
+        burst(wanting, 1000);
+        bursts += 1;
+    }
+    let after: usize = others.iter().map(|&bin| chain(bin)).sum();
+    std::println!("{before} magazines in other chains, {after} after {bursts} bursts");
+    assert!(after < before && room() <= DEFAULT_BUDGET);
+    drain::give_back(&access);
+    assert_eq!((room(), shard.held.load(Ordering::Relaxed)), (0, 0));
+}

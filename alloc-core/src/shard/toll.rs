@@ -23,7 +23,7 @@
 //!
 //! The counts are those of a vCPU, but relaxed, as hints.
 
-use super::{Access, Shard, unload};
+use super::{Access, Shard, idle, unload};
 use crate::magazine::NONE;
 use crate::size_class::BINS;
 use crate::{decay, depot};
@@ -60,6 +60,8 @@ pub(super) struct Toll {
     visits_of: [AtomicU8; BINS],
     /// Of each header, which slot was the top at the last look, in its magazine; 0 if it was not looked at.
     tops: [AtomicU8; BINS],
+    #[cfg(test)]
+    off: core::sync::atomic::AtomicBool,
 }
 
 const _: () = assert!(BINS < 255);
@@ -67,7 +69,11 @@ const _: () = assert!(BINS < 255);
 /// Whether a visit for `bin` at the time `now` in milliseconds is to be served by the depot or the spans. Then its header
 /// has no magazine.
 pub(super) fn aside(access: &impl Access, bin: usize, now: u64) -> bool {
-    if !decay::pending() && !depot::pending() {
+    if !decay::pending() && !depot::pending() && !idle::pending() {
+        return false;
+    }
+    #[cfg(test)]
+    if access.shard().toll.off.load(Relaxed) {
         return false;
     }
     let Decision { aside, choose, look } = access.shard().toll.decide(bin, now);
@@ -142,11 +148,10 @@ impl Toll {
         Decision { aside: false, choose: true, look }
     }
 
-    /// For tests that want magazines: the light visits of this window have been made.
+    /// For tests that want magazines, whatever waits for its decay in others.
     #[cfg(test)]
-    pub(super) fn exhaust(&self) {
-        self.window.store((crate::os::clock::now_ms() >> WINDOW_SHIFT) as u32, Relaxed);
-        self.visits.store(LIGHT_BINS, Relaxed);
+    pub(super) fn switch_off(&self) {
+        self.off.store(true, Relaxed);
     }
 
     fn earn(&self, bin: usize) {
@@ -279,15 +284,13 @@ mod tests {
         let access = alone();
         let bins = [520, 552, 584].map(|size| crate::size_class::bin(size - 1).unwrap());
         let loaded = || bins.map(|bin| access.shard().top(bin).load(Relaxed) != NONE);
+        access.shard().toll.switch_off();
         while loaded() != [true; 3] {
-            access.shard().toll.exhaust();
             for bin in bins {
                 let Visit::Done(block) = allocate(&access, bin) else { panic!("alone") };
                 assert!(matches!(free(&access, bin, block), Visit::Done(())));
             }
         }
-        // The visits may have looked, too.
-        access.shard().toll.tops.iter().for_each(|seen| seen.store(0, Relaxed));
         unload_others(&access, bins[0], stayed);
         assert_eq!(loaded(), [true; 3]);
         let Visit::Done(block) = allocate(&access, bins[1]) else { panic!("alone") };

@@ -4,8 +4,9 @@
 //! that checks that id, and a commit that finds another one fails with [`Miss::Stale`]. Only `pop` and `push` take
 //! whatever vCPU they run on, as the fast path does.
 
+use super::bound::{self, Bound, Room};
 use super::protocol::Place;
-use super::{Access, Miss, STACK, Shard, displacement, gate, take_chain};
+use super::{Access, Miss, STACK, Shard, displacement, gate, idle, take_chain};
 use crate::magazine::{LINK, List, NONE, Owned, topmost};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
@@ -63,6 +64,22 @@ fn on_any_vcpu(outcome: Outcome) -> Miss {
 impl Access for OnVcpu {
     fn shard(&self) -> &Shard {
         self.shard
+    }
+
+    fn bound(&self) -> &'static Bound {
+        &bound::VCPUS
+    }
+
+    fn tick(&self, now: u64) {
+        idle::tick(now);
+    }
+
+    fn note(&self) {
+        idle::note();
+    }
+
+    fn make_room(&self, now: u64) -> Room {
+        idle::make_room(self.shard, now)
     }
 
     fn pop(&self, bin: usize) -> Result<usize, Miss> {
@@ -131,7 +148,7 @@ pub(super) fn drain_own(list: &mut List) {
         let outcome = unsafe { own.vcpu.compare_store(own.id, top.as_ptr(), old, NONE) };
         if old != NONE && outcome.committed() {
             // SAFETY: the commit gave us the chain.
-            unsafe { take_chain(own.shard, old, list) };
+            unsafe { take_chain(&bound::VCPUS, own.shard, old, list) };
         }
     }
     for head in own.shard.lists() {

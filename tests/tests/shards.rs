@@ -1,0 +1,232 @@
+//! What the shards of several vCPUs hold. Promise: the shard of a vCPU that nobody uses gives its blocks back within the decay
+//! interval, while there is light activity on another; and all together never have room for more than `cache=` says,
+//! however many of them want it, and who comes last gets some of it.
+//!
+//! Each scene is a process of its own, with its options in the environment.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use alloc_core::{IndexKind, RseqAlloc, Stats, stats};
+use integration::child;
+use integration::configuration::best_index;
+use integration::disturb::{allowed_cpus, pin};
+use integration::harness::{self, Check};
+use integration::random::Random;
+use integration::resident::resident;
+
+#[global_allocator]
+static GLOBAL: RseqAlloc = RseqAlloc::new();
+
+const MIB: usize = 1 << 20;
+/// The interval of decay, and how long to wait for what takes little more.
+const DECAY: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const SCENE: &str = "INTEGRATION_SCENE";
+
+/// Name, options, and what happens.
+const SCENES: &[(&str, &str, fn())] = &[
+    ("cpu", "index=cpu_id,decay=400", idle_goes),
+    ("auto", "index=auto,decay=400", idle_goes),
+    ("thread", "index=cpu_id,decay=400,background=on", silent_goes),
+    ("at_once", "index=cpu_id,decay=0", idle_goes),
+    ("never", "index=cpu_id,decay=never", idle_stays),
+    ("bound", "index=cpu_id,decay=400,cache=1M", bound_holds),
+    ("last", "index=cpu_id,decay=never,cache=1M", last_gets_some),
+];
+
+fn main() -> ExitCode {
+    if let Ok(scene) = std::env::var(SCENE) {
+        let (_, _, play) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
+        play();
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[&[
+        Check::new("an_idle_cpu_gives_back", || run("cpu")),
+        Check::new("an_idle_id_gives_back", || run("auto")),
+        Check::new("all_are_idle_in_a_silent_process", || run("thread")),
+        Check::new("an_idle_cpu_gives_back_with_decay_0", || run("at_once")),
+        Check::new("nothing_is_idle_without_decay", || run("never")),
+        Check::new("the_bound_holds_under_load", || run("bound")),
+        Check::new("who_comes_last_gets_some", || run("last")),
+    ]])
+}
+
+fn run(scene: &str) {
+    if best_index().is_none() || !rseq_sys::membarrier::available() || allowed_cpus().len() < 2 {
+        return println!("skipped: not two vCPUs that can be drained");
+    }
+    let (_, options, _) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
+    let finished = child::run(
+        child::again().env(SCENE, scene).env("RSEQ_ALLOC", options).env("RUST_BACKTRACE", "0"),
+        Duration::from_secs(115),
+    );
+    finished.expect_success(scene);
+    print!("{}", finished.stdout);
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).expect("a valid layout")
+}
+
+/// A block whose pages are touched.
+fn allocate(size: usize) -> *mut u8 {
+    // SAFETY: the size is not zero.
+    let block = unsafe { GLOBAL.alloc(layout(size)) };
+    assert!(!block.is_null());
+    // SAFETY: a fresh block of at least that size.
+    unsafe { block.write_bytes(1, size) };
+    block
+}
+
+fn free(block: *mut u8, size: usize) {
+    // SAFETY: allocated with this layout, and given up here.
+    unsafe { GLOBAL.dealloc(block, layout(size)) };
+}
+
+/// Blocks of one size, all allocated and then freed.
+fn burst(size: usize, blocks: usize) {
+    let list: Vec<*mut u8> = (0..blocks).map(|_| allocate(size)).collect();
+    list.into_iter().for_each(|block| free(block, size));
+}
+
+/// Has a thread on another CPU fill the caches there with blocks of many sizes, and end. This one runs meanwhile, so
+/// that it has another concurrency id.
+fn fill_another() {
+    let cpus = allowed_cpus();
+    pin(cpus[1]);
+    std::thread::scope(|scope| {
+        let filling = scope.spawn(|| {
+            pin(cpus[0]);
+            // More often than calls are led past the magazines because memory waits.
+            for _ in 0..20 {
+                (100..1024).step_by(16).for_each(|size| burst(size, 300));
+            }
+        });
+        while !filling.is_finished() {
+            std::hint::spin_loop();
+        }
+    });
+}
+
+/// Waits until `done`, with a few pairs now and then. The time goes by when nobody else is served, too.
+fn expect(what: &str, mut act: impl FnMut(), done: impl Fn(&Stats) -> bool) {
+    let (start, before) = (Instant::now(), resident());
+    while !done(&stats()) {
+        assert!(start.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}: {}", stats());
+        act();
+    }
+    let (intervals, gone) = (start.elapsed().div_duration_f64(DECAY), before.saturating_sub(resident()));
+    println!("{what} after {intervals:.2} intervals; {} KiB less resident", gone >> 10);
+}
+
+/// A thousand pairs per second.
+fn light() -> impl FnMut() {
+    let mut random = Random::new(2);
+    move || {
+        for _ in 0..5 {
+            let size = 100 + random.below(900);
+            free(allocate(size), size);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn idle_goes() {
+    fill_another();
+    let before = stats();
+    println!("{} KiB in shards", before.cached_shards >> 10);
+    assert!(before.cached_shards >= MIB, "{before}");
+    expect("the shard is empty", light(), |stats| stats.cached_shards <= before.cached_shards / 16);
+    let after = stats();
+    // Now that it is alone, a thread may be given the other one's concurrency id, and empty that shard itself.
+    let shared = alloc_core::mode().index() != Some(IndexKind::CpuId) && after.drains == 0;
+    assert!(shared || (after.idle_drains > 0 && after.idle_drains <= after.drains * 16), "{after}");
+    expect("the blocks are with the system", light(), |stats| {
+        stats.cached_shards + stats.cached_depot + stats.cached_central + stats.cached_pages <= 3 * MIB / 2
+    });
+}
+
+/// The background thread comes by itself, and finds nothing left to be done.
+fn silent_goes() {
+    fill_another();
+    assert!(stats().cached_shards >= MIB, "{}", stats());
+    let sleep = || std::thread::sleep(Duration::from_millis(10));
+    expect("all shards are empty", sleep, |stats| stats.cached_shards == 0 && stats.cache_room == 0);
+    expect("the blocks are with the system", sleep, |stats| {
+        stats.cached_depot + stats.cached_central + stats.cached_pages <= MIB
+    });
+    assert!(stats().idle_drains > 0, "{}", stats());
+}
+
+fn idle_stays() {
+    fill_another();
+    let before = stats();
+    let start = Instant::now();
+    let mut act = light();
+    while start.elapsed() < 3 * DECAY {
+        act();
+    }
+    let after = stats();
+    assert_eq!((after.idle_drains, after.drains), (0, 0), "{after}");
+    assert!(after.cached_shards >= before.cached_shards / 2, "{after}");
+}
+
+fn bound_holds() {
+    let cpus = allowed_cpus();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (number, cpu) in cpus.iter().cycle().take(2 * cpus.len().min(8)).enumerate() {
+            let stop = &stop;
+            scope.spawn(move || {
+                pin(*cpu);
+                let mut random = Random::new(number as u64);
+                while !stop.load(Ordering::Relaxed) {
+                    burst(100 + random.below(900), 1 + random.below(600));
+                }
+            });
+        }
+        let start = Instant::now();
+        let mut most = 0;
+        while start.elapsed() < Duration::from_secs(3) {
+            let now = stats();
+            most = most.max(now.cache_room);
+            if now.cache_room > now.cache_limit {
+                integration::die!("{} bytes of {}", now.cache_room, now.cache_limit);
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        stop.store(true, Ordering::Relaxed);
+        println!("{} KiB at most; {}", most >> 10, stats());
+    });
+    let after = stats();
+    assert_eq!(after.cache_limit, MIB);
+    assert!(after.cache_limit_hits > 0 && after.cached_shards <= after.cache_room, "{after}");
+}
+
+/// What another CPU's shard has taken of the limit is there for the one in use, by draining that; and then calls hit.
+fn last_gets_some() {
+    fill_another();
+    let before = stats();
+    assert!(before.cache_room > MIB / 2, "{before}");
+    let pairs = |times: usize| {
+        for round in 0..times {
+            (100..1024).step_by(64).for_each(|size| free(allocate(size), size));
+            // What can be done only so often needs time.
+            if round.is_multiple_of(16) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    pairs(4000);
+    let between = stats();
+    assert!(between.cache_limit_drains > 0 && between.cache_room <= MIB, "{between}");
+    pairs(1000);
+    let after = stats();
+    let missed = after.depot_exchanges - between.depot_exchanges + after.bypasses - between.bypasses;
+    println!("{missed} of 30000 calls missed; {} drains for the bound", after.cache_limit_drains);
+    assert!(missed < 10_000, "{after}");
+}
