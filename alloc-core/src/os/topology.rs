@@ -1,0 +1,415 @@
+//! Which memory and which last-level cache are near to a CPU.
+//!
+//! Read once, at set-up, from the kernel's files below `/sys/devices/system`, without allocation:
+//!
+//! ```text
+//! node/online                           0-1               the NUMA nodes
+//! node/node1/cpulist                    8-15,24-31        the CPUs of each; none where there is only memory
+//! cpu/online                            0-31
+//! cpu/cpu8/cache/index3/type            Unified           the last of these indices is the last level
+//! cpu/cpu8/cache/index3/shared_cpu_list 8-11,24-27        the CPUs that share it
+//! ```
+//!
+//! The layers above know a node and a cache by small numbers: nodes below [`NODES`], caches below [`CACHES`]. Where there
+//! are more, nodes are folded by their remainder, and neighbouring caches of a node count as one. What two nodes share is
+//! one cache in each. A cache of one or two CPUs does not count, since the shards are one for each CPU anyway; the CPUs of
+//! a node that have no other share the node's first.
+//!
+//! With one node and one cache, and wherever the files cannot be read, [`node`] and [`cache`] are a load and a comparison,
+//! and the table is not touched. Otherwise they ask for the CPU, on slow paths only.
+//!
+//! What it does not do: CPUs that come online later count as those of the first node, until the process ends.
+//!
+//! Sources: the kernel's [cacheinfo](https://docs.kernel.org/admin-guide/cputopology.html) and
+//! [`sysfs-devices-node`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-devices-node).
+
+use super::{file, keep_errno};
+use core::ffi::CStr;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+
+/// Nodes that are told apart, and caches.
+pub(crate) const NODES: usize = 8;
+pub(crate) const CACHES: usize = 16;
+/// CPUs that are told apart: no kernel configuration has more (x86-64).
+const CPUS: usize = 8192;
+
+/// From so many CPUs on a cache counts.
+const LEAST_SHARERS: usize = 3;
+/// The greatest index of a cache: that of a fourth level.
+const LAST_INDEX: usize = 4;
+/// No single node of the kernel's.
+const NO_ID: u16 = u16::MAX;
+
+/// For tests: node and cache of each CPU, in place of what the system says.
+pub(crate) type Places = &'static [(u8, u8)];
+
+/// The topology of a system. All zero bits, as the static one is until it is known, is one node with one cache.
+struct Topology {
+    /// By CPU: the node in the high byte; in the low one the cache, and while the files are read its number in the node,
+    /// from 1 on.
+    places: [AtomicU16; CPUS],
+    /// By cache, the caches of its node, bit by bit.
+    near: [AtomicU16; CACHES],
+    /// By node, the kernel's number and 1; 0 or [`NO_ID`]: none or several.
+    ids: [AtomicU16; NODES],
+    /// How many there are; 0 for one.
+    nodes: AtomicUsize,
+    caches: AtomicUsize,
+}
+
+static TOPOLOGY: Topology = Topology::new();
+
+/// What was found, and is not in force yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Found {
+    nodes: usize,
+    caches: usize,
+}
+
+impl Found {
+    const ONE: Self = Self { nodes: 1, caches: 1 };
+
+    /// One node and one cache.
+    pub(crate) fn is_one(self) -> bool {
+        self == Self::ONE
+    }
+
+    /// How many nodes.
+    pub(crate) fn nodes(self) -> usize {
+        self.nodes
+    }
+}
+
+/// Looks at the system, or takes what a test says; for one thread at a time. `None`: it is known already.
+pub(crate) fn find(places: Option<Places>) -> Option<Found> {
+    if nodes() > 1 || caches() > 1 {
+        return None;
+    }
+    Some(match places {
+        Some(places) => TOPOLOGY.take_from(places),
+        None if cfg!(miri) => Found::ONE,
+        None => TOPOLOGY.read(&file::for_each_piece),
+    })
+}
+
+/// Puts in force what [`find`] found.
+pub(crate) fn publish(found: Found) {
+    TOPOLOGY.caches.store(found.caches, Ordering::Release);
+    TOPOLOGY.nodes.store(found.nodes, Ordering::Release);
+}
+
+/// How many nodes there are. Changes once at most, from 1.
+#[inline]
+pub(crate) fn nodes() -> usize {
+    TOPOLOGY.nodes.load(Ordering::Acquire).max(1)
+}
+
+/// How many caches there are. Changes once at most, from 1.
+#[inline]
+pub(crate) fn caches() -> usize {
+    TOPOLOGY.caches.load(Ordering::Acquire).max(1)
+}
+
+/// The node of the CPU that the thread runs on.
+#[inline]
+pub(crate) fn node() -> usize {
+    if nodes() == 1 { 0 } else { place() >> 8 }
+}
+
+/// The cache of the CPU that the thread runs on.
+#[inline]
+pub(crate) fn cache() -> usize {
+    if caches() == 1 { 0 } else { place() & 0xff }
+}
+
+/// The caches of the node that `cache` belongs to, itself included, bit by bit.
+pub(crate) fn near(cache: usize) -> u32 {
+    TOPOLOGY.near.get(cache).map_or(0, |near| near.load(Ordering::Relaxed).into())
+}
+
+/// The nodes, beginning with `first`.
+pub(crate) fn nodes_from(first: usize) -> impl Iterator<Item = usize> {
+    let nodes = nodes();
+    (first..nodes).chain(0..first.min(nodes))
+}
+
+/// What the table says for the CPU that the thread runs on. glibc reads that from the thread's rseq area, or it comes from
+/// the vDSO ([sched_getcpu(3)](https://man7.org/linux/man-pages/man3/sched_getcpu.3.html)).
+#[cold]
+fn place() -> usize {
+    // SAFETY: no preconditions.
+    let cpu = keep_errno(|| unsafe { libc::sched_getcpu() });
+    // -1, an error, is no place in the table.
+    TOPOLOGY.places.get(cpu as usize).map_or(0, |place| place.load(Ordering::Relaxed).into())
+}
+
+/// Asks the kernel to take the memory of a range from a node as long as that has some: what is touched by a thread that
+/// just came from elsewhere should not stay there. Without effect for a node that stands for several, and where the
+/// thread has a policy of its own, which whoever set it wanted
+/// ([mbind(2)](https://man7.org/linux/man-pages/man2/mbind.2.html),
+/// [get_mempolicy(2)](https://man7.org/linux/man-pages/man2/get_mempolicy.2.html)). Refusals do no harm: then it is the
+/// node of the thread that touches it first.
+pub(crate) fn prefer(start: NonNull<u8>, len: usize, node: usize) {
+    let id = TOPOLOGY.ids.get(node).map_or(0, |id| id.load(Ordering::Relaxed));
+    if cfg!(miri) || nodes() == 1 || id == 0 || id == NO_ID {
+        return;
+    }
+    prefer_id(start, len, usize::from(id) - 1);
+}
+
+fn prefer_id(start: NonNull<u8>, len: usize, id: usize) {
+    const WORDS: usize = 16;
+    let mut mask = [0_u64; WORDS];
+    let Some(word) = mask.get_mut(id / 64) else { return };
+    *word = 1 << (id % 64);
+    let mut mode = 0;
+    keep_errno(|| {
+        // SAFETY: `mode` is a place for the answer; nothing else is asked for.
+        let asked =
+            unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, 0_usize, 0_usize, 0_usize, 0_usize) };
+        if asked == 0 && (mode == libc::MPOL_DEFAULT || mode == libc::MPOL_LOCAL) {
+            // The kernel takes one bit less than it is told of.
+            let bits = WORDS * 64 + 1;
+            // SAFETY: a policy changes no contents, and the mask has that many bits.
+            unsafe {
+                libc::syscall(libc::SYS_mbind, start.as_ptr(), len, libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0_usize)
+            };
+        }
+    });
+}
+
+/// Calls back with the contents of the file of this name, piece by piece; false if there is none.
+type Text<'a> = &'a dyn Fn(&CStr, &mut dyn FnMut(&[u8])) -> bool;
+
+impl Topology {
+    const fn new() -> Self {
+        Self {
+            places: [const { AtomicU16::new(0) }; CPUS],
+            near: [const { AtomicU16::new(0) }; CACHES],
+            ids: [const { AtomicU16::new(0) }; NODES],
+            nodes: AtomicUsize::new(0),
+            caches: AtomicUsize::new(0),
+        }
+    }
+
+    /// Node and what the low byte says.
+    fn place(&self, cpu: usize) -> (usize, usize) {
+        let place = self.places.get(cpu).map_or(0, |place| place.load(Ordering::Relaxed).into());
+        (place >> 8, place & 0xff)
+    }
+
+    fn set_place(&self, cpu: usize, node: usize, low: usize) {
+        if let Some(place) = self.places.get(cpu) {
+            place.store((node << 8 | low) as u16, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self, text: Text) -> Found {
+        let nodes = self.read_nodes(text);
+        Found { nodes, caches: self.read_caches(text, nodes) }
+    }
+
+    /// Fills in nodes. A node without CPUs is nobody's own.
+    fn read_nodes(&self, text: Text) -> usize {
+        let online = Path::new().text(b"node/online");
+        let mut listed = 0;
+        for_each_number(text, &online, |_| listed += 1);
+        if listed < 2 {
+            return 1;
+        }
+        let mut found = 0;
+        for_each_number(text, &online, |id| {
+            let (node, mut cpus) = (found % NODES, 0);
+            for_each_number(text, &Path::new().text(b"node/node").number(id).text(b"/cpulist"), |cpu| {
+                cpus += 1;
+                self.set_place(cpu, node, 0);
+            });
+            if cpus > 0 {
+                self.set_id(node, if found < NODES { id } else { usize::MAX });
+                found += 1;
+            }
+        });
+        found.clamp(1, NODES)
+    }
+
+    fn set_id(&self, node: usize, id: usize) {
+        if let Some(place) = self.ids.get(node) {
+            place.store(id.saturating_add(1).min(NO_ID.into()) as u16, Ordering::Relaxed);
+        }
+    }
+
+    /// Fills in caches, when the nodes are there.
+    fn read_caches(&self, text: Text, nodes: usize) -> usize {
+        let online = Path::new().text(b"cpu/online");
+        let (mut cpus, mut first) = (0, None);
+        for_each_number(text, &online, |cpu| {
+            cpus += 1;
+            first.get_or_insert(cpu);
+        });
+        let first = first.unwrap_or(0);
+        // Indices ascend with the level. All CPUs have the same ones, or have none at the last level.
+        let index = (0..=LAST_INDEX).rev().find(|&index| is_unified(text, first, index));
+        let sharers = |cpu, index| {
+            let mut sharers = 0;
+            for_each_number(text, &shared_by(cpu, index), |_| sharers += 1);
+            sharers
+        };
+        let Some(index) = index.filter(|&index| nodes > 1 || sharers(first, index) < cpus) else {
+            return self.fold(text, nodes, &[0; NODES]);
+        };
+        // As a set-up that was cut off may have left it.
+        for_each_number(text, &online, |cpu| self.set_place(cpu, if nodes == 1 { 0 } else { self.place(cpu).0 }, 0));
+        let mut counts = [0; NODES];
+        for_each_number(text, &online, |cpu| {
+            let (node, low) = self.place(cpu);
+            let Some(count) = counts.get_mut(node).filter(|_| low == 0) else { return };
+            if sharers(cpu, index) < LEAST_SHARERS {
+                return;
+            }
+            *count = (*count + 1).min(0xff);
+            for_each_number(text, &shared_by(cpu, index), |other| {
+                if self.place(other) == (node, 0) {
+                    self.set_place(other, node, *count);
+                }
+            });
+        });
+        self.fold(text, nodes, &counts)
+    }
+
+    /// Numbers the caches of all nodes, of which each has so many, and as many places as all others. Returns how many they
+    /// are now.
+    fn fold(&self, text: Text, nodes: usize, counts: &[usize; NODES]) -> usize {
+        let mut first = [0; NODES];
+        let mut taken = [1; NODES];
+        let mut all = 0;
+        for ((first, taken), count) in first.iter_mut().zip(&mut taken).zip(counts).take(nodes) {
+            *first = all;
+            *taken = count.div_ceil(CACHES / nodes).max(1);
+            let own = count.div_ceil(*taken).max(1);
+            for near in self.near.iter().skip(all).take(own) {
+                near.store((((1_u32 << own) - 1) << all) as u16, Ordering::Relaxed);
+            }
+            all += own;
+        }
+        if all > 1 {
+            for_each_number(text, &Path::new().text(b"cpu/online"), |cpu| {
+                let (node, number) = self.place(cpu);
+                if let (Some(first), Some(taken)) = (first.get(node), taken.get(node)) {
+                    self.set_place(cpu, node, first + number.saturating_sub(1) / taken);
+                }
+            });
+        }
+        all
+    }
+
+    /// Takes what a test says, with its numbers.
+    fn take_from(&self, places: Places) -> Found {
+        let mut found = Found::ONE;
+        for (cpu, &(node, cache)) in places.iter().enumerate() {
+            let (node, cache) = (usize::from(node) % NODES, usize::from(cache) % CACHES);
+            self.set_place(cpu, node, cache);
+            self.set_id(node, node);
+            found = Found { nodes: found.nodes.max(node + 1), caches: found.caches.max(cache + 1) };
+            let near = places.iter().filter(|other| usize::from(other.0) % NODES == node);
+            let near = near.fold(0, |near, other| near | 1_u16 << (usize::from(other.1) % CACHES));
+            if let Some(place) = self.near.get(cache) {
+                place.store(near, Ordering::Relaxed);
+            }
+        }
+        found
+    }
+}
+
+/// Whether a CPU's cache of this index holds data and code: `Unified`, not `Data` or `Instruction`.
+fn is_unified(text: Text, cpu: usize, index: usize) -> bool {
+    let mut initial = None;
+    text(Path::new().cache(cpu, index).text(b"/type").c_str(), &mut |piece| {
+        initial = initial.or(piece.first().copied());
+    });
+    initial == Some(b'U')
+}
+
+/// The list of the CPUs that share it.
+fn shared_by(cpu: usize, index: usize) -> Path {
+    Path::new().cache(cpu, index).text(b"/shared_cpu_list")
+}
+
+/// Calls `each` with the numbers below [`CPUS`] in a list.
+fn for_each_number(text: Text, path: &Path, mut each: impl FnMut(usize)) {
+    let mut list = List::default();
+    let mut range = |first: usize, last: usize| (first..=last.min(CPUS - 1)).for_each(&mut each);
+    text(path.c_str(), &mut |piece| list.piece(piece, &mut range));
+    list.end(&mut range);
+}
+
+/// A list of the kernel's, such as `0-3,8`, whose text comes in pieces.
+#[derive(Default)]
+struct List {
+    /// Where a range began.
+    first: Option<usize>,
+    number: Option<usize>,
+}
+
+impl List {
+    fn piece(&mut self, text: &[u8], range: &mut impl FnMut(usize, usize)) {
+        for &byte in text {
+            match byte {
+                b'0'..=b'9' => {
+                    let digit = usize::from(byte - b'0');
+                    self.number = Some(self.number.unwrap_or(0).saturating_mul(10).saturating_add(digit));
+                }
+                b'-' => self.first = self.number.take(),
+                _ => self.end(range),
+            }
+        }
+    }
+
+    /// What came last is complete.
+    fn end(&mut self, range: &mut impl FnMut(usize, usize)) {
+        let first = self.first.take();
+        if let Some(last) = self.number.take() {
+            range(first.unwrap_or(last), last);
+        }
+    }
+}
+
+/// The name of a file, which ends in zeroes.
+struct Path {
+    bytes: [u8; Self::LEN],
+    len: usize,
+}
+
+impl Path {
+    /// More than the longest has.
+    const LEN: usize = 96;
+    const ROOT: &[u8] = b"/sys/devices/system/";
+
+    fn new() -> Self {
+        Self { bytes: [0; Self::LEN], len: 0 }.text(Self::ROOT)
+    }
+
+    fn text(mut self, text: &[u8]) -> Self {
+        for (slot, &byte) in self.bytes.iter_mut().take(Self::LEN - 1).skip(self.len).zip(text) {
+            *slot = byte;
+            self.len += 1;
+        }
+        self
+    }
+
+    fn number(self, number: usize) -> Self {
+        let higher = if number < 10 { self } else { self.number(number / 10) };
+        higher.text(&[b'0' + (number % 10) as u8])
+    }
+
+    fn cache(self, cpu: usize, index: usize) -> Self {
+        self.text(b"cpu/cpu").number(cpu).text(b"/cache/index").number(index)
+    }
+
+    fn c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
