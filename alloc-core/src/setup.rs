@@ -6,8 +6,9 @@
 
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};
+use crate::os::topology;
 use crate::shard::{arena, gate, private};
-use crate::{fork, os};
+use crate::{fork, os, pages};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -102,6 +103,7 @@ fn decide_alone(options: &Options) -> u32 {
     // First of all, so that a child of a fork in the middle of this can be helped.
     let first = fork::install();
     let options = options.with_environment(first);
+    see_topology(&options);
     options.apply();
     let cpus = allowed_cpus();
     arena::set_count(cpus);
@@ -119,6 +121,16 @@ fn decide_alone(options: &Options) -> u32 {
     // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
     unsafe { (*MODE.0.get()).write(Mode { kind }) };
     state
+}
+
+/// Makes a page heap for each node and a depot for each last-level cache, where there are several. Before the options are
+/// applied to all of them, and before the first magazine.
+fn see_topology(options: &Options) {
+    let Some(found) = topology::find(options.places).filter(|found| !found.is_one()) else { return };
+    // A fork must lock all that there are, and takes this one first.
+    let _guard = gate::lock().lock();
+    pages::open(found.nodes());
+    topology::publish(found);
 }
 
 /// In the child of a fork that cut another thread off in the middle of deciding: lets this one begin again.

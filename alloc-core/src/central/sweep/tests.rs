@@ -53,7 +53,7 @@ impl Bench {
             let (of, used) = (self.of(), &mut self.used);
             let mut central = self.classes[self.class].lock();
             if central.take(of, target - used.len(), |block| used.push(block)) == 0 {
-                let span = new_span(self.class, of, central.os_shift()).unwrap();
+                let span = new_span(0, self.class, of, central.os_shift()).unwrap();
                 central.add(of, span);
             }
         }
@@ -365,7 +365,7 @@ fn blocks_keep_their_contents_beside_sweeps() {
                                 let wanted = from + n - used.len();
                                 if central.take(of, wanted, |block| used.push(block)) == 0 {
                                     drop(central);
-                                    let span = new_span(class, of, os_shift).unwrap();
+                                    let span = new_span(0, class, of, os_shift).unwrap();
                                     classes[class].lock().add(of, span);
                                 }
                             }
