@@ -80,7 +80,7 @@ fn first_locks() -> [&'static Lock; 3] {
 
 /// The locks that follow, in their order, with those held.
 fn locks() -> impl Iterator<Item = &'static Lock> {
-    arena::locks(ARENAS.load(Ordering::Relaxed)).into_iter().chain(depot::locks()).chain(central::locks())
+    arena::locks(ARENAS.load(Ordering::Relaxed)).chain(depot::locks()).chain(central::locks())
 }
 
 /// The locks of the pools, which are taken with any of the above held.
