@@ -5,10 +5,11 @@
 //! ```text
 //! node/online                           0-1               the NUMA nodes
 //! node/node1/cpulist                    8-15,24-31        the CPUs of each; none where there is only memory
-//! cpu/online                            0-31
-//! cpu/cpu8/cache/index3/type            Unified           the last of these indices is the last level
-//! cpu/cpu8/cache/index3/shared_cpu_list 8-11,24-27        the CPUs that share it
+//! cpu/cpu8/cache/index3/shared_cpu_list 8-11,24-27        the CPUs that share the third level; 2 is the second
 //! ```
+//!
+//! Only CPUs that the process may run on at that time count. So one that was given a single node or cache sees one, and
+//! two files are all that is read for it.
 //!
 //! The layers above know a node and a cache by small numbers: nodes below [`NODES`], caches below [`CACHES`]. Where there
 //! are more, nodes are folded by their remainder, and neighbouring caches of a node count as one. What two nodes share is
@@ -18,7 +19,7 @@
 //! With one node and one cache, and wherever the files cannot be read, [`node`] and [`cache`] are a load and a comparison,
 //! and the table is not touched. Otherwise they ask for the CPU, on slow paths only.
 //!
-//! What it does not do: CPUs that come online later count as those of the first node, until the process ends.
+//! What it does not do: CPUs that the process may use later on count as those of the first node, until it ends.
 //!
 //! Sources: the kernel's [cacheinfo](https://docs.kernel.org/admin-guide/cputopology.html) and
 //! [`sysfs-devices-node`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-devices-node).
@@ -36,10 +37,39 @@ const CPUS: usize = 8192;
 
 /// From so many CPUs on a cache counts.
 const LEAST_SHARERS: usize = 3;
-/// The greatest index of a cache: that of a fourth level.
-const LAST_INDEX: usize = 4;
+/// The indices of what may be a last level. Those of the first level are 0 and 1, for data and code; a fourth one, where it
+/// exists, has the sharers of the third.
+const LAST_LEVEL: [usize; 2] = [3, 2];
 /// No single node of the kernel's.
 const NO_ID: u16 = u16::MAX;
+
+/// A set of CPUs, as [sched_getaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html) fills it.
+pub(crate) struct CpuSet([u64; CPUS / 64]);
+
+impl CpuSet {
+    /// Those that the thread may run on; none if the kernel does not say.
+    pub(crate) fn allowed() -> Self {
+        let mut set = [0; CPUS / 64];
+        // SAFETY: the buffer is valid for its size.
+        keep_errno(|| unsafe {
+            libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr());
+        });
+        Self(set)
+    }
+
+    /// How many.
+    pub(crate) fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    fn has(&self, cpu: usize) -> bool {
+        self.0.get(cpu / 64).is_some_and(|word| word & (1 << (cpu % 64)) != 0)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        (0..CPUS).filter(|&cpu| self.has(cpu))
+    }
+}
 
 /// For tests: node and cache of each CPU, in place of what the system says.
 pub(crate) type Places = &'static [(u8, u8)];
@@ -81,15 +111,16 @@ impl Found {
     }
 }
 
-/// Looks at the system, or takes what a test says; for one thread at a time. `None`: it is known already.
-pub(crate) fn find(places: Option<Places>) -> Option<Found> {
+/// Looks at the system for a process that may run on `cpus`, or takes what a test says; for one thread at a time. `None`:
+/// it is known already.
+pub(crate) fn find(cpus: &CpuSet, places: Option<Places>) -> Option<Found> {
     if nodes() > 1 || caches() > 1 {
         return None;
     }
     Some(match places {
         Some(places) => TOPOLOGY.take_from(places),
-        None if cfg!(miri) => Found::ONE,
-        None => TOPOLOGY.read(&file::for_each_piece),
+        None if cfg!(miri) || cpus.count() < 2 => Found::ONE,
+        None => TOPOLOGY.read(cpus, &file::for_each_piece),
     })
 }
 
@@ -205,13 +236,13 @@ impl Topology {
         }
     }
 
-    fn read(&self, text: Text) -> Found {
-        let nodes = self.read_nodes(text);
-        Found { nodes, caches: self.read_caches(text, nodes) }
+    fn read(&self, allowed: &CpuSet, text: Text) -> Found {
+        let nodes = self.read_nodes(allowed, text);
+        Found { nodes, caches: self.read_caches(allowed, text, nodes) }
     }
 
     /// Fills in nodes. A node without CPUs is nobody's own.
-    fn read_nodes(&self, text: Text) -> usize {
+    fn read_nodes(&self, allowed: &CpuSet, text: Text) -> usize {
         let online = Path::new().text(b"node/online");
         let mut listed = 0;
         for_each_number(text, &online, |_| listed += 1);
@@ -222,8 +253,10 @@ impl Topology {
         for_each_number(text, &online, |id| {
             let (node, mut cpus) = (found % NODES, 0);
             for_each_number(text, &Path::new().text(b"node/node").number(id).text(b"/cpulist"), |cpu| {
-                cpus += 1;
-                self.set_place(cpu, node, 0);
+                if allowed.has(cpu) {
+                    cpus += 1;
+                    self.set_place(cpu, node, 0);
+                }
             });
             if cpus > 0 {
                 self.set_id(node, if found < NODES { id } else { usize::MAX });
@@ -240,46 +273,41 @@ impl Topology {
     }
 
     /// Fills in caches, when the nodes are there.
-    fn read_caches(&self, text: Text, nodes: usize) -> usize {
-        let online = Path::new().text(b"cpu/online");
-        let (mut cpus, mut first) = (0, None);
-        for_each_number(text, &online, |cpu| {
-            cpus += 1;
-            first.get_or_insert(cpu);
-        });
-        let first = first.unwrap_or(0);
-        // Indices ascend with the level. All CPUs have the same ones, or have none at the last level.
-        let index = (0..=LAST_INDEX).rev().find(|&index| is_unified(text, first, index));
+    fn read_caches(&self, allowed: &CpuSet, text: Text, nodes: usize) -> usize {
         let sharers = |cpu, index| {
             let mut sharers = 0;
-            for_each_number(text, &shared_by(cpu, index), |_| sharers += 1);
+            for_each_number(text, &shared_by(cpu, index), |other| sharers += usize::from(allowed.has(other)));
             sharers
         };
-        let Some(index) = index.filter(|&index| nodes > 1 || sharers(first, index) < cpus) else {
-            return self.fold(text, nodes, &[0; NODES]);
-        };
-        // As a set-up that was cut off may have left it.
-        for_each_number(text, &online, |cpu| self.set_place(cpu, if nodes == 1 { 0 } else { self.place(cpu).0 }, 0));
+        let first = allowed.iter().next().unwrap_or(0);
+        // All CPUs have the same indices, or have none at the last level.
+        let level =
+            LAST_LEVEL.into_iter().map(|index| (index, sharers(first, index))).find(|&(_, sharers)| sharers > 0);
         let mut counts = [0; NODES];
-        for_each_number(text, &online, |cpu| {
-            let (node, low) = self.place(cpu);
-            let Some(count) = counts.get_mut(node).filter(|_| low == 0) else { return };
-            if sharers(cpu, index) < LEAST_SHARERS {
-                return;
-            }
-            *count = (*count + 1).min(0xff);
-            for_each_number(text, &shared_by(cpu, index), |other| {
-                if self.place(other) == (node, 0) {
-                    self.set_place(other, node, *count);
+        // With one node it is the common case that one cache is all there is.
+        if let Some((index, _)) = level.filter(|&(_, sharers)| nodes > 1 || sharers < allowed.count()) {
+            // As a set-up that was cut off may have left it.
+            allowed.iter().for_each(|cpu| self.set_place(cpu, if nodes == 1 { 0 } else { self.place(cpu).0 }, 0));
+            for cpu in allowed.iter() {
+                let (node, low) = self.place(cpu);
+                let Some(count) = counts.get_mut(node).filter(|_| low == 0) else { continue };
+                if sharers(cpu, index) < LEAST_SHARERS {
+                    continue;
                 }
-            });
-        });
-        self.fold(text, nodes, &counts)
+                *count = (*count + 1).min(0xff);
+                for_each_number(text, &shared_by(cpu, index), |other| {
+                    if allowed.has(other) && self.place(other) == (node, 0) {
+                        self.set_place(other, node, *count);
+                    }
+                });
+            }
+        }
+        self.fold(allowed, nodes, &counts)
     }
 
     /// Numbers the caches of all nodes, of which each has so many, and as many places as all others. Returns how many they
     /// are now.
-    fn fold(&self, text: Text, nodes: usize, counts: &[usize; NODES]) -> usize {
+    fn fold(&self, allowed: &CpuSet, nodes: usize, counts: &[usize; NODES]) -> usize {
         let mut first = [0; NODES];
         let mut taken = [1; NODES];
         let mut all = 0;
@@ -292,13 +320,11 @@ impl Topology {
             }
             all += own;
         }
-        if all > 1 {
-            for_each_number(text, &Path::new().text(b"cpu/online"), |cpu| {
-                let (node, number) = self.place(cpu);
-                if let (Some(first), Some(taken)) = (first.get(node), taken.get(node)) {
-                    self.set_place(cpu, node, first + number.saturating_sub(1) / taken);
-                }
-            });
+        for cpu in allowed.iter().take(if all > 1 { CPUS } else { 0 }) {
+            let (node, number) = self.place(cpu);
+            if let (Some(first), Some(taken)) = (first.get(node), taken.get(node)) {
+                self.set_place(cpu, node, first + number.saturating_sub(1) / taken);
+            }
         }
         all
     }
@@ -321,18 +347,9 @@ impl Topology {
     }
 }
 
-/// Whether a CPU's cache of this index holds data and code: `Unified`, not `Data` or `Instruction`.
-fn is_unified(text: Text, cpu: usize, index: usize) -> bool {
-    let mut initial = None;
-    text(Path::new().cache(cpu, index).text(b"/type").c_str(), &mut |piece| {
-        initial = initial.or(piece.first().copied());
-    });
-    initial == Some(b'U')
-}
-
-/// The list of the CPUs that share it.
+/// The list of the CPUs that share a CPU's cache of this index.
 fn shared_by(cpu: usize, index: usize) -> Path {
-    Path::new().cache(cpu, index).text(b"/shared_cpu_list")
+    Path::new().text(b"cpu/cpu").number(cpu).text(b"/cache/index").number(index).text(b"/shared_cpu_list")
 }
 
 /// Calls `each` with the numbers below [`CPUS`] in a list.
@@ -400,10 +417,6 @@ impl Path {
     fn number(self, number: usize) -> Self {
         let higher = if number < 10 { self } else { self.number(number / 10) };
         higher.text(&[b'0' + (number % 10) as u8])
-    }
-
-    fn cache(self, cpu: usize, index: usize) -> Self {
-        self.text(b"cpu/cpu").number(cpu).text(b"/cache/index").number(index)
     }
 
     fn c_str(&self) -> &CStr {
