@@ -196,7 +196,7 @@ fn pages_inside_spans_follow_the_curve() {
 #[test]
 #[cfg_attr(miri, ignore = "asks the kernel about memory")]
 fn what_went_is_not_resident_and_the_rest_is() {
-    for (size, os_shift) in [(256, 12), (3072, 12), (640, 14)] {
+    for (size, os_shift) in [(256, 12), (3072, 12), (640, 14), (5120, 16)] {
         let mut bench = Bench::new(size, os_shift, 6400);
         bench.take((8 << 20) / size);
         bench.free_down_to((8 << 20) / size / 12);
