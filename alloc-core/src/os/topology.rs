@@ -74,7 +74,7 @@ impl CpuSet {
 /// For tests: node and cache of each CPU, in place of what the system says.
 pub(crate) type Places = &'static [(u8, u8)];
 
-/// The topology of a system. All zero bits, as the static one is until it is known, is one node with one cache.
+/// The table of a system. All zero bits, as the static one is where nothing else is known, is one node with one cache.
 struct Topology {
     /// By CPU: the node in the high byte; in the low one the cache, and while the files are read its number in the node,
     /// from 1 on.
@@ -83,12 +83,12 @@ struct Topology {
     near: [AtomicU16; CACHES],
     /// By node, the kernel's number and 1; 0 or [`NO_ID`]: none or several.
     ids: [AtomicU16; NODES],
-    /// How many there are; 0 for one.
-    nodes: AtomicUsize,
-    caches: AtomicUsize,
 }
 
 static TOPOLOGY: Topology = Topology::new();
+/// How many there are in force; 0 for one. Not beside the table, which is left alone mostly.
+static NODE_COUNT: AtomicUsize = AtomicUsize::new(0);
+static CACHE_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// What was found, and is not in force yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,20 +126,20 @@ pub(crate) fn find(cpus: &CpuSet, places: Option<Places>) -> Option<Found> {
 
 /// Puts in force what [`find`] found.
 pub(crate) fn publish(found: Found) {
-    TOPOLOGY.caches.store(found.caches, Ordering::Release);
-    TOPOLOGY.nodes.store(found.nodes, Ordering::Release);
+    CACHE_COUNT.store(found.caches, Ordering::Release);
+    NODE_COUNT.store(found.nodes, Ordering::Release);
 }
 
 /// How many nodes there are. Changes once at most, from 1.
 #[inline]
 pub(crate) fn nodes() -> usize {
-    TOPOLOGY.nodes.load(Ordering::Acquire).max(1)
+    NODE_COUNT.load(Ordering::Acquire).max(1)
 }
 
 /// How many caches there are. Changes once at most, from 1.
 #[inline]
 pub(crate) fn caches() -> usize {
-    TOPOLOGY.caches.load(Ordering::Acquire).max(1)
+    CACHE_COUNT.load(Ordering::Acquire).max(1)
 }
 
 /// The node of the CPU that the thread runs on.
@@ -219,8 +219,6 @@ impl Topology {
             places: [const { AtomicU16::new(0) }; CPUS],
             near: [const { AtomicU16::new(0) }; CACHES],
             ids: [const { AtomicU16::new(0) }; NODES],
-            nodes: AtomicUsize::new(0),
-            caches: AtomicUsize::new(0),
         }
     }
 
