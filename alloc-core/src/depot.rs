@@ -4,8 +4,12 @@
 //! by up to 251 blocks and no span is touched. One short lock per class, and one for the empty magazines; a lock-free
 //! depot measured the same and would have to deal with ABA.
 //!
-//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines, or one that is deep; what exceeds that goes back to the
-//! spans.
+//! There is a depot for each last-level cache, so that blocks stay in the one they were used in. A thread puts magazines
+//! into that of the CPU it runs on; it takes them from there, too, or else from another one, the same node's first: what
+//! one cache frees and another one needs must not pile up. Which depots have magazines of a class is one word, [`HELD`].
+//!
+//! Bounds: per class [`CLASS_BUDGET`] bytes and 2 to [`CLASS_MAGAZINES`] magazines, or one that is deep, in each
+//! depot, and [`SPREAD`] times as much in all together (but so few in each); what exceeds that goes back to the spans.
 //!
 //! Ageing: each class notes the least number of magazines it held since it was last looked at, [`PER_INTERVAL`] times in a
 //! decay interval. So many were not needed, and those leave, the longest unused ones first, to be emptied into their
@@ -16,9 +20,10 @@ use crate::limit::cache_budget;
 use crate::magazine::{List, Owned};
 use crate::options::DEFAULT_DECAY_MS;
 use crate::os::futex::{Lock, Locked};
+use crate::os::topology::{self, CACHES};
 use crate::pages::NEVER;
 use crate::size_class::{CLASSES, class};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 /// Bytes of free blocks of one class that the depot keeps. Producers and consumers that pass blocks at full speed have
@@ -28,6 +33,8 @@ const CLASS_BUDGET: usize = 1 << 20;
 const CLASS_MAGAZINES: usize = 128;
 /// Empty magazines that are kept for all classes together; 512 KiB.
 const EMPTY_MAX: usize = 256;
+/// How many times these bounds all depots together may hold.
+const SPREAD: usize = 4;
 
 /// Looks at the classes in a decay interval: what leaves is to decay after that.
 const PER_INTERVAL: u64 = 16;
@@ -75,7 +82,14 @@ impl Shelf {
     }
 }
 
-static FULL: [CachePadded<Locked<Shelf>>; CLASSES] = [const { CachePadded::new(Locked::new(Shelf::new())) }; CLASSES];
+/// The shelves of a depot, by class.
+type Shelves = [CachePadded<Locked<Shelf>>; CLASSES];
+
+/// By cache. Those of caches that there are not stay zero and untouched.
+static FULL: [Shelves; CACHES] = [const { [const { CachePadded::new(Locked::new(Shelf::new())) }; CLASSES] }; CACHES];
+/// By class, the depots whose shelf is not empty, bit by bit; each bit is changed under the lock of its shelf. With a
+/// single depot it is not kept. (What was known as one becomes several before the first magazine comes here.)
+static HELD: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
 /// Magazines of all classes on their way back to the spans, and how many they are.
 static LEAVING: CachePadded<Locked<List>> = CachePadded::new(Locked::new(List::new()));
 static LEAVING_LEN: AtomicUsize = AtomicUsize::new(0);
@@ -83,7 +97,8 @@ static LEAVING_LEN: AtomicUsize = AtomicUsize::new(0);
 static DUE: AtomicU64 = AtomicU64::new(0);
 /// Milliseconds between two looks, or [`NEVER`].
 static PERIOD: AtomicU64 = AtomicU64::new(DEFAULT_DECAY_MS / PER_INTERVAL);
-static EMPTY: CachePadded<Locked<List>> = CachePadded::new(Locked::new(List::new()));
+/// By cache.
+static EMPTY: [CachePadded<Locked<List>>; CACHES] = [const { CachePadded::new(Locked::new(List::new())) }; CACHES];
 
 /// Magazines handed over, in either direction.
 static EXCHANGES: AtomicU64 = AtomicU64::new(0);
@@ -99,23 +114,70 @@ fn with<T, R>(list: &Locked<T>, f: impl FnOnce(&mut T) -> R) -> R {
     f(&mut guard)
 }
 
-fn of_class(class: usize) -> &'static Locked<Shelf> {
-    &FULL[if class < CLASSES { class } else { 0 }]
+/// Runs `f` on a shelf under its lock.
+fn with_shelf<R>(cache: usize, class: usize, f: impl FnOnce(&mut Shelf) -> R) -> R {
+    let shelves = &FULL[if cache < CACHES { cache } else { 0 }];
+    with(&shelves[if class < CLASSES { class } else { 0 }], |shelf| {
+        let result = f(shelf);
+        if topology::caches() > 1 {
+            note(cache, class, shelf.list.len() > 0);
+        }
+        result
+    })
+}
+
+/// Keeps a bit of [`HELD`] right.
+fn note(cache: usize, class: usize, holds: bool) {
+    let (Some(held), bit) = (HELD.get(class), 1 << cache) else { return };
+    match (holds, held.load(Ordering::Relaxed) & bit != 0) {
+        (true, false) => held.fetch_or(bit, Ordering::Relaxed),
+        (false, true) => held.fetch_and(!bit, Ordering::Relaxed),
+        _ => 0,
+    };
+}
+
+/// The depots that have magazines of a class, or may have, bit by bit.
+fn holders(class: usize) -> u32 {
+    if topology::caches() == 1 { 1 } else { HELD.get(class).map_or(0, |held| held.load(Ordering::Relaxed)) }
+}
+
+/// What each depot may have of something that a single one may have `bound` of.
+fn share(bound: usize) -> usize {
+    match topology::caches() {
+        0..=SPREAD => bound,
+        caches => bound * SPREAD / caches,
+    }
 }
 
 /// Takes a magazine with blocks of `class`.
 pub(crate) fn take_full(class: usize) -> Option<Owned> {
-    let magazine = with(of_class(class), Shelf::take)?;
+    let cache = topology::cache();
+    let magazine = with_shelf(cache, class, Shelf::take).or_else(|| take_from_others(cache, class))?;
     EXCHANGES.fetch_add(1, Ordering::Relaxed);
     Some(magazine)
+}
+
+/// The same from other depots, those of the same node first.
+fn take_from_others(cache: usize, class: usize) -> Option<Owned> {
+    if topology::caches() == 1 {
+        return None;
+    }
+    let (held, near) = (holders(class) & !(1 << cache), topology::near(cache));
+    let depots = bits(held & near).chain(bits(held & !near));
+    depots.into_iter().find_map(|depot| with_shelf(depot, class, Shelf::take))
+}
+
+/// The numbers of the bits in a word.
+fn bits(word: u32) -> impl Iterator<Item = usize> {
+    (0..CACHES).filter(move |bit| word & (1 << bit) != 0)
 }
 
 /// Leaves a magazine with blocks here, or hands it back if the class has enough.
 pub(crate) fn put_full(magazine: Owned) -> Result<(), Owned> {
     let bytes = magazine.capacity() * class(magazine.class()).size as usize;
     let least = if magazine.is_deep() { 1 } else { 2 };
-    let limit = (cache_budget(CLASS_BUDGET) / bytes.max(1)).clamp(least, CLASS_MAGAZINES);
-    with(of_class(magazine.class()), |shelf| shelf.put(magazine, limit))?;
+    let limit = (cache_budget(share(CLASS_BUDGET)) / bytes.max(1)).clamp(least, share(CLASS_MAGAZINES));
+    with_shelf(topology::cache(), magazine.class(), |shelf| shelf.put(magazine, limit))?;
     EXCHANGES.fetch_add(1, Ordering::Relaxed);
     if DUE.load(Ordering::Relaxed) == 0 {
         DUE.store(1, Ordering::Relaxed);
@@ -143,14 +205,20 @@ pub(crate) fn leave(mut magazines: List) {
 
 /// Takes an empty magazine, from the pool if there is none; `None` when memory is exhausted.
 pub(crate) fn take_empty() -> Option<Owned> {
-    with(&EMPTY, List::pop).or_else(Owned::new)
+    with(empty(), List::pop).or_else(Owned::new)
+}
+
+/// The empty magazines of the own depot.
+fn empty() -> &'static Locked<List> {
+    let cache = topology::cache();
+    &EMPTY[if cache < CACHES { cache } else { 0 }]
 }
 
 /// Leaves an empty magazine here, or in the pool if there are enough.
 pub(crate) fn put_empty(mut magazine: Owned) {
     magazine.make_shallow();
-    let rest = with(&EMPTY, |list| {
-        if list.len() >= EMPTY_MAX {
+    let rest = with(empty(), |list| {
+        if list.len() >= share(EMPTY_MAX) {
             return Some(magazine);
         }
         list.push(magazine);
@@ -195,8 +263,8 @@ pub(crate) fn tick(now_ms: u64) {
     }
 }
 
-/// Lets those magazines leave that nobody needed since the last look. Moves links only: at most [`CLASS_MAGAZINES`] under
-/// each lock.
+/// Lets those magazines leave that nobody needed since the last look, of each depot. Moves links only: at most
+/// [`CLASS_MAGAZINES`] under each lock. An empty shelf has nothing to age.
 #[cold]
 fn look(due: u64, now_ms: u64) {
     let next = now_ms.saturating_add(PERIOD.load(Ordering::Relaxed));
@@ -205,8 +273,8 @@ fn look(due: u64, now_ms: u64) {
         return;
     }
     let mut seen = 0;
-    for shelf in FULL.iter().skip(1) {
-        let (aged, kept) = with(shelf, |shelf| (shelf.age(), shelf.list.len()));
+    for (class, cache) in (1..CLASSES).flat_map(|class| bits(holders(class)).map(move |cache| (class, cache))) {
+        let (aged, kept) = with_shelf(cache, class, |shelf| (shelf.age(), shelf.list.len()));
         seen += aged.len() + kept;
         if aged.len() > 0 {
             with(&LEAVING, |list| {
@@ -231,18 +299,22 @@ fn next_leaving() -> Option<Owned> {
 
 /// Takes everything: calls `flush` with each magazine that has blocks, outside of the locks.
 pub(crate) fn drain(mut flush: impl FnMut(Owned)) {
-    for list in &FULL {
-        let mut taken = with(list, Shelf::take_all);
-        while let Some(magazine) = taken.pop() {
-            flush(magazine);
+    for cache in 0..topology::caches() {
+        for class in 0..CLASSES {
+            let mut taken = with_shelf(cache, class, Shelf::take_all);
+            while let Some(magazine) = taken.pop() {
+                flush(magazine);
+            }
         }
     }
     while let Some(magazine) = next_leaving() {
         flush(magazine);
     }
-    let mut taken = with(&EMPTY, |list| core::mem::replace(list, List::new()));
-    while let Some(magazine) = taken.pop() {
-        magazine.discard();
+    for list in EMPTY.iter().take(topology::caches()) {
+        let mut taken = with(list, |list| core::mem::replace(list, List::new()));
+        while let Some(magazine) = taken.pop() {
+            magazine.discard();
+        }
     }
 }
 
@@ -256,16 +328,19 @@ pub(crate) struct Usage {
     pub(crate) retries: u64,
 }
 
-/// What is in the depot, and what passed through it.
+/// What is in the depots, and what passed through them.
 pub(crate) fn usage() -> Usage {
-    let shelves: usize = (1..CLASSES).map(|c| with(of_class(c), |shelf| shelf.list.bytes())).sum();
+    let shelves = FULL.iter().take(topology::caches()).flatten();
+    let shelves: usize = shelves.map(|shelf| with(shelf, |shelf| shelf.list.bytes())).sum();
     let cached = shelves + with(&LEAVING, |list| list.bytes());
     Usage { cached, exchanges: EXCHANGES.load(Ordering::Relaxed), retries: RETRIES.load(Ordering::Relaxed) }
 }
 
 /// All locks of this layer, in their order, for the fork handlers.
 pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
-    FULL.iter().map(|list| list.raw()).chain([LEAVING.raw(), EMPTY.raw()])
+    let caches = topology::caches();
+    let shelves = FULL.iter().take(caches).flatten().map(|shelf| shelf.raw());
+    shelves.chain([LEAVING.raw()]).chain(EMPTY.iter().take(caches).map(|list| list.raw()))
 }
 
 #[cfg(test)]

@@ -73,13 +73,14 @@ mod streams {
     pub(super) fn reset() {}
 }
 
-/// The locks of the upper layers, in their order.
-fn locks() -> impl Iterator<Item = &'static Lock> {
+/// The first locks, in their order. As long as they are held there are no more nodes and caches than before.
+fn first_locks() -> [&'static Lock; 3] {
     [front::lock(), drain::lock(), gate::lock()]
-        .into_iter()
-        .chain(arena::locks(ARENAS.load(Ordering::Relaxed)))
-        .chain(depot::locks())
-        .chain(central::locks())
+}
+
+/// The locks that follow, in their order, with those held.
+fn locks() -> impl Iterator<Item = &'static Lock> {
+    arena::locks(ARENAS.load(Ordering::Relaxed)).chain(depot::locks()).chain(central::locks())
 }
 
 /// The locks of the pools, which are taken with any of the above held.
@@ -90,9 +91,9 @@ fn pools() -> [&'static Lock; 2] {
 extern "C" fn before() {
     streams::lock();
     // Forks of several threads may be here at once; from the first lock on it is this one's number.
-    front::lock().acquire();
+    first_locks().into_iter().for_each(Lock::acquire);
     ARENAS.store(arena::usable(), Ordering::Relaxed);
-    locks().skip(1).for_each(Lock::acquire);
+    locks().for_each(Lock::acquire);
     pages::lock_for_fork();
     large::lock_for_fork();
     pools().into_iter().for_each(Lock::acquire);
@@ -112,9 +113,10 @@ extern "C" fn in_parent() {
     unsafe { large::unlock_after_fork() };
     // SAFETY: as above.
     unsafe { pages::unlock_after_fork() };
-    // The number of arenas is read before the first of these is released.
-    for lock in locks() {
-        // SAFETY: as above. The order of release does not matter.
+    // The number of arenas is read before the first of these is released. The order does not matter but for the first,
+    // without which there may be more of the others.
+    for lock in locks().chain(first_locks()) {
+        // SAFETY: as above.
         unsafe { lock.release() };
     }
     streams::unlock();
@@ -134,7 +136,7 @@ extern "C" fn in_child() {
     unsafe { large::reset_after_fork() };
     // SAFETY: as above.
     unsafe { pages::reset_after_fork() };
-    for lock in locks() {
+    for lock in locks().chain(first_locks()) {
         // SAFETY: as above.
         unsafe { lock.reset() };
     }

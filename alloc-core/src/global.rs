@@ -116,6 +116,14 @@ impl RseqAlloc {
         self.options.huge_pages = choice;
         self
     }
+
+    /// For tests: NUMA node and last-level cache of each CPU, both counted from 0 over all, in place of what the system
+    /// says.
+    #[doc(hidden)]
+    pub const fn places(mut self, places: &'static [(u8, u8)]) -> Self {
+        self.options.places = Some(places);
+        self
+    }
 }
 
 // SAFETY: blocks are aligned, disjoint and stay valid until they are freed, by the invariants of the layers below; a

@@ -29,9 +29,10 @@
 //! | shard | the caches of one vCPU, or of one arena: one page of headers and list heads |
 //! | vCPU | what an id of rseq stands for: a concurrency id (`mm_cid`) or a CPU number (`cpu_id`) |
 //! | arena | a shard of one thread, or one that is taken by lock, for threads without rseq |
-//! | depot | full magazines of all classes, between the shards |
+//! | depot | full magazines of all classes, between the shards; one for each last-level cache |
 //! | central | the spans of each class |
 //! | span | a run of pages cut into blocks of one class |
+//! | node | a NUMA node: memory and the CPUs near to it; each has spans and a page heap |
 //! | page | 8 KiB, the unit of runs; an OS page is the operating system's |
 //! | run | neighbouring pages inside a huge page |
 //! | huge page | 2 MiB, aligned; the unit in which address space is made usable |

@@ -7,6 +7,7 @@
 use crate::fatal::Line;
 use crate::limit::{self, Limit};
 use crate::os::huge::{self, HugePages};
+use crate::os::topology::Places;
 use crate::{background, decay, depot, shard};
 use core::ffi::CStr;
 
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) soft_limit: Limit,
     pub(crate) hard_limit: Limit,
     pub(crate) huge_pages: HugePages,
+    /// For tests only; the environment has no name for it.
+    pub(crate) places: Option<Places>,
 }
 
 /// Free memory goes back to the operating system over this time: long enough for a load that comes in waves.
@@ -56,6 +59,7 @@ impl Options {
             soft_limit: Limit::None,
             hard_limit: Limit::None,
             huge_pages: HugePages::System,
+            places: None,
         }
     }
 

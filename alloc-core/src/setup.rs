@@ -6,8 +6,9 @@
 
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};
+use crate::os::topology::{self, CpuSet};
 use crate::shard::{arena, gate, private};
-use crate::{fork, os};
+use crate::{fork, os, pages};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -102,7 +103,9 @@ fn decide_alone(options: &Options) -> u32 {
     // First of all, so that a child of a fork in the middle of this can be helped.
     let first = fork::install();
     let options = options.with_environment(first);
-    let cpus = allowed_cpus();
+    let allowed = CpuSet::allowed();
+    see_topology(&allowed, &options);
+    let cpus = allowed.count().max(1);
     options.apply(cpus);
     arena::set_count(cpus);
     let kind = match choose(options.index) {
@@ -119,6 +122,16 @@ fn decide_alone(options: &Options) -> u32 {
     // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
     unsafe { (*MODE.0.get()).write(Mode { kind }) };
     state
+}
+
+/// Makes a page heap for each node and a depot for each last-level cache, where there are several. Before the options are
+/// applied to all of them, and before the first magazine.
+fn see_topology(cpus: &CpuSet, options: &Options) {
+    let Some(found) = topology::find(cpus, options.places).filter(|found| !found.is_one()) else { return };
+    // A fork must lock all that there are, and takes this one first.
+    let _guard = gate::lock().lock();
+    pages::open(found.nodes());
+    topology::publish(found);
 }
 
 /// In the child of a fork that cut another thread off in the middle of deciding: lets this one begin again.
@@ -148,16 +161,4 @@ fn choose(index: IndexChoice) -> Result<Kind, Reason> {
         return Err(Reason::NoMemory);
     }
     Ok(Kind::Vcpus { rseq, index, membarrier })
-}
-
-/// CPUs that this process may run on. The caller keeps errno.
-fn allowed_cpus() -> usize {
-    // Room for 8192 CPUs, whatever the size of libc's own set is.
-    let mut set = [0u64; 128];
-    // SAFETY: the buffer is valid for its size. <https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html>
-    let filled = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr()) };
-    if filled <= 0 {
-        return 1;
-    }
-    set.iter().map(|word| word.count_ones() as usize).sum()
 }

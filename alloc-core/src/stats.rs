@@ -16,6 +16,7 @@
 //! blocks that are on their way between two layers may be counted in both or in neither.
 
 use crate::mode::Mode;
+use crate::os::topology::{self, NODES};
 use crate::shard::{arena, bound, drain, gate, idle, private, vcpu};
 use crate::{central, depot, front, large, limit, meta, pages};
 use core::fmt;
@@ -56,6 +57,12 @@ pub struct Stats {
     pub returned_in_spans: usize,
     /// Huge pages (2 MiB of address space) that have been in use.
     pub huge_pages: usize,
+    /// NUMA nodes with a page heap of their own.
+    pub nodes: usize,
+    /// Last-level caches with a depot of their own.
+    pub depots: usize,
+    /// Bytes of the pages of spans, by node.
+    pub spans_by_node: [usize; NODES],
     /// Free bytes in the magazines of vCPU shards and arenas.
     pub cached_shards: usize,
     /// Free bytes in the depot.
@@ -153,7 +160,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     }
     let depot = depot::usage();
     let central = central::usage();
-    let pages = pages::usage();
+    let (pages, spans_by_node) = pages::usage();
     let large = large::usage();
     let limits = limit::usage();
     let bound = bound::usage();
@@ -180,6 +187,9 @@ pub(crate) fn gather(mode: Mode) -> Stats {
         returned: pages.returned_bytes + central.returned,
         returned_in_spans: central.returned,
         huge_pages: pages.huge_pages,
+        nodes: topology::nodes(),
+        depots: topology::caches(),
+        spans_by_node,
         cached_shards,
         cached_depot: depot.cached,
         cached_central: central.cached,
@@ -245,6 +255,9 @@ impl fmt::Display for Stats {
             write!(f, " of {} (hit {} times)", Size(self.cache_limit), self.cache_limit_hits)?;
         }
         write!(f, "; ")?;
+        if self.nodes > 1 || self.depots > 1 {
+            write!(f, "{} nodes, {} depots; ", self.nodes, self.depots)?;
+        }
         write!(f, "exchanges: magazine {}, depot {} ", self.magazine_exchanges, self.depot_exchanges)?;
         write!(f, "({} retries), refills {}, flushes {}; ", self.depot_retries, self.refills, self.flushes)?;
         write!(f, "locks: central {}, page heap {}; ", self.central_locks, self.page_heap_locks)?;

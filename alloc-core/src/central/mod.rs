@@ -8,6 +8,9 @@
 //! and it must not be free. A failure ends the process, see [`crate::fatal`]. Blocks that left their spans while they
 //! grew come back here, too, and go on to [`large`].
 //!
+//! There are classes for each NUMA node, with locks of their own. Blocks are taken from the node of the thread, from others
+//! only when that has no memory; where a block goes back to is a matter of its address.
+//!
 //! The pages of a span are taken from and given to the page heap outside of the class lock, while the span is in no
 //! list and so known to nobody else. OS pages without a used block go back from spans in use, too: see [`sweep`].
 
@@ -21,6 +24,7 @@ use crate::fatal::{self, Seen};
 use crate::magazine::{CAPACITY, Owned};
 use crate::meta::Pool;
 use crate::os::futex::{Lock, Locked};
+use crate::os::topology::{self, NODES};
 use crate::size_class::{CLASS, CLASSES, Class, PAGE, PAGE_SHIFT, class};
 use crate::{large, limit, map, os, pages};
 use core::ptr::NonNull;
@@ -55,16 +59,23 @@ struct Central {
 /// By class.
 type Classes = [CachePadded<Locked<Central>>; CLASSES];
 
-static CENTRAL: Classes = [const { CachePadded::new(Locked::new(Central::new())) }; CLASSES];
+/// By node. Those of nodes that there are not stay zero and untouched.
+static CENTRAL: [Classes; NODES] =
+    [const { [const { CachePadded::new(Locked::new(Central::new())) }; CLASSES] }; NODES];
 
 static SPANS: Pool<Span> = Pool::new();
 
 static REFILLS: AtomicU64 = AtomicU64::new(0);
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
-/// Runs `f` on a class under its lock.
-fn with<R>(class: usize, f: impl FnOnce(&mut Central) -> R) -> R {
-    let mut central = CENTRAL[if class < CLASSES { class } else { 0 }].lock();
+/// The classes of a node.
+fn classes(node: usize) -> &'static Classes {
+    &CENTRAL[if node < NODES { node } else { 0 }]
+}
+
+/// Runs `f` on a class of a node under its lock.
+fn with<R>(node: usize, class: usize, f: impl FnOnce(&mut Central) -> R) -> R {
+    let mut central = classes(node)[if class < CLASSES { class } else { 0 }].lock();
     central.locks += 1;
     f(&mut central)
 }
@@ -214,10 +225,10 @@ fn kind(of: &Class) -> pages::Kind {
 /// From so many blocks on a span counts as dense.
 const DENSE: u16 = 8;
 
-/// A span of fresh pages for `class`, registered in the map and in no list.
-fn new_span(class: usize, of: &Class, os_shift: u32) -> Option<NonNull<Span>> {
+/// A span of fresh pages of a node for `class`, registered in the map and in no list.
+fn new_span(node: usize, class: usize, of: &Class, os_shift: u32) -> Option<NonNull<Span>> {
     let span = SPANS.get()?;
-    let Some(run) = pages::allocate(usize::from(of.pages), usize::from(of.align_pages), kind(of)) else {
+    let Some(run) = pages::allocate(node, usize::from(of.pages), usize::from(of.align_pages), kind(of)) else {
         // SAFETY: it came from the pool and is ours.
         unsafe { SPANS.put(span) };
         return None;
@@ -260,19 +271,26 @@ fn retire(of: &Class, os_shift: u32, span: NonNull<Span>) {
     unsafe { SPANS.put(span) };
 }
 
-/// Takes up to `n` blocks; makes a new span if there is none with free blocks. 0 when memory is exhausted.
+/// Takes up to `n` blocks, from the node of the thread or one that still has memory. 0 when memory is exhausted.
 fn take(class_index: usize, n: usize, mut give: impl FnMut(usize)) -> usize {
+    let mut taken = topology::nodes_from(topology::node()).map(|node| take_from(node, class_index, n, &mut give));
+    taken.find(|&taken| taken > 0).unwrap_or(0)
+}
+
+/// Takes up to `n` blocks of a node; makes a new span if there is none with free blocks. 0 when its memory is exhausted.
+fn take_from(node: usize, class_index: usize, n: usize, give: &mut impl FnMut(usize)) -> usize {
     let of = class(class_index);
     loop {
-        let (taken, os_shift) = with(class_index, |central| (central.take(of, n, &mut give), central.os_shift()));
+        let (taken, os_shift) =
+            with(node, class_index, |central| (central.take(of, n, &mut *give), central.os_shift()));
         if taken > 0 {
             return taken;
         }
-        let Some(span) = new_span(class_index, of, os_shift) else { return 0 };
+        let Some(span) = new_span(node, class_index, of, os_shift) else { return 0 };
         // Blocks are taken from the new span under the same lock, so that nobody else empties it meanwhile.
-        let taken = with(class_index, |central| {
+        let taken = with(node, class_index, |central| {
             central.add(of, span);
-            central.take(of, n, &mut give)
+            central.take(of, n, &mut *give)
         });
         if taken > 0 {
             return taken;
@@ -357,30 +375,44 @@ fn span_of(block: usize, class_index: usize, seen: Seen) -> NonNull<Span> {
 /// Returns all blocks of a magazine to their spans.
 pub(crate) fn flush(magazine: &mut Owned) {
     let class_index = magazine.class();
-    let of = class(class_index);
     FLUSHES.fetch_add(1, Ordering::Relaxed);
     // Looked up before the lock is taken, so that it is held for the bitmaps alone.
     let mut blocks = [(NonNull::<Span>::dangling(), 0); CAPACITY];
     let mut len = 0;
+    // Of which nodes they are, bit by bit.
+    let mut nodes = 0_u32;
     while let Some(block) = magazine.pop()
         && let Some(slot) = blocks.get_mut(len)
     {
         if let Some(span) = span_or_classed(block, class_index, Seen::Late) {
             *slot = (span, block);
             len += 1;
+            nodes |= 1 << pages::node_of(block);
         }
     }
-    let mut rest = blocks.iter().take(len);
+    let blocks = blocks.get(..len).unwrap_or_default();
+    for node in (0..NODES).filter(|node| nodes & (1 << node) != 0) {
+        flush_to(node, class_index, blocks, nodes.is_power_of_two());
+    }
+}
+
+/// Returns those of the blocks of a class to their spans that are a node's, or `all`.
+fn flush_to(node: usize, class_index: usize, blocks: &[(NonNull<Span>, usize)], all: bool) {
+    let of = class(class_index);
+    let mut rest = blocks.iter();
     // Wholly free spans, a few for each time the lock is held; they are given back after it.
     while rest.len() > 0 {
         let mut retired = [None; 16];
         let mut slots = retired.iter_mut();
         let mut os_shift = 0;
-        let verdict = with(class_index, |central| {
+        let verdict = with(node, class_index, |central| {
             os_shift = central.os_shift();
             while slots.len() > 0
                 && let Some(&(span, block)) = rest.next()
             {
+                if !all && pages::node_of(block) != node {
+                    continue;
+                }
                 if let Some(span) = central.put(of, span, block)?
                     && let Some(slot) = slots.next()
                 {
@@ -392,20 +424,21 @@ pub(crate) fn flush(magazine: &mut Owned) {
         verdict.unwrap_or_else(|bad: BadFree| bad.report(of, Seen::Late));
         retired.into_iter().flatten().for_each(|span| retire(of, os_shift, span));
     }
-    sweep::something_changed(class_index);
+    sweep::something_changed(node, class_index);
 }
 
 /// Returns one block, past the shards.
 pub(crate) fn free_one(class_index: usize, block: usize) {
     let of = class(class_index);
     let Some(span) = span_or_classed(block, class_index, Seen::Now) else { return };
-    let (put, os_shift) = with(class_index, |central| (central.put(of, span, block), central.os_shift()));
+    let node = pages::node_of(block);
+    let (put, os_shift) = with(node, class_index, |central| (central.put(of, span, block), central.os_shift()));
     match put {
         Ok(Some(span)) => retire(of, os_shift, span),
         Ok(None) => {}
         Err(bad) => bad.report(of, Seen::Now),
     }
-    sweep::something_changed(class_index);
+    sweep::something_changed(node, class_index);
 }
 
 /// Turns the single block at `block` from class `from` into one of class `to`, in place. False if there is no room.
@@ -442,25 +475,30 @@ pub(crate) unsafe fn resize_single(block: NonNull<u8>, from: usize, to: usize) -
         unsafe { pages::free(tail, old_pages - new_pages, 0) };
     }
     s.class = to as u8;
-    with(from, |central| {
+    let node = pages::node_of(base);
+    with(node, from, |central| {
         central.out -= 1;
         central.count -= 1;
     });
-    with(to, |central| {
+    with(node, to, |central| {
         central.out += 1;
         central.count += 1;
     });
     true
 }
 
-/// Gives all wholly free spans back to the page heap.
+/// Gives all wholly free spans back to the page heaps.
 pub(crate) fn purge() {
+    (0..topology::nodes()).for_each(purge_node);
+}
+
+fn purge_node(node: usize) {
     // Nothing is in transit meanwhile.
-    let _sweep = sweep::lock().lock();
+    let _sweep = sweep::lock(node).lock();
     for class_index in 1..CLASSES {
         let of = class(class_index);
         loop {
-            let found = with(class_index, |central| {
+            let found = with(node, class_index, |central| {
                 if central.idle == 0 {
                     return None;
                 }
@@ -492,16 +530,18 @@ pub(crate) struct Usage {
     pub(crate) flushes: u64,
 }
 
-/// The sums over all classes.
+/// The sums over all classes of all nodes.
 pub(crate) fn usage() -> Usage {
     let mut sum = Usage {
         refills: REFILLS.load(Ordering::Relaxed),
         flushes: FLUSHES.load(Ordering::Relaxed),
         ..Usage::default()
     };
-    for (of, central) in CLASS.iter().zip(&CENTRAL).skip(1) {
-        // Not through `with`: looking does not count as a lock taken.
-        central.lock().add_usage(of, &mut sum);
+    for node in 0..topology::nodes() {
+        for (of, central) in CLASS.iter().zip(classes(node)).skip(1) {
+            // Not through `with`: looking does not count as a lock taken.
+            central.lock().add_usage(of, &mut sum);
+        }
     }
     sum
 }
@@ -520,7 +560,9 @@ impl Central {
 
 /// All locks of this layer, in their order, for the fork handlers.
 pub(crate) fn locks() -> impl Iterator<Item = &'static Lock> {
-    core::iter::once(sweep::lock()).chain(CENTRAL.iter().map(|central| central.raw()))
+    let nodes = topology::nodes();
+    let centrals = CENTRAL.iter().take(nodes).flatten().map(|central| central.raw());
+    (0..nodes).map(sweep::lock).chain(centrals)
 }
 
 /// The pool of spans, for the fork handlers.

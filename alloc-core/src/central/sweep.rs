@@ -22,18 +22,20 @@
 //! Tried by estimate and rejected: noticing in `put` that a page became free (a test of up to 512 bits for each block);
 //! an age for each page (eight times the sets of pages here).
 //!
-//! A sweep is one thread's at a time, under a lock that comes before those of the classes. `fork` takes it, so nothing
-//! is in transit in a child. Locked memory stays: the kernel refuses, the pages count as newly found, and are tried again
+//! Each node has a sweep of its own. It is one thread's at a time, under a lock that comes before those of the classes.
+//! `fork` takes it, so nothing is in transit in a child. Locked memory stays: the kernel refuses, the pages count as newly found, and are tried again
 //! an interval later.
 
 use super::span::{Span, between, count_runs, runs};
-use super::{CENTRAL, Central, Classes, retire};
+use super::{Central, Classes, classes, retire};
 use crate::os::futex::{Lock, Locked};
 use crate::os::mapping;
+use crate::os::topology::{self, NODES};
 use crate::pages::{Decay, NEVER};
 use crate::size_class::{CLASSES, Class, class};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
 
 /// Sweeps in an interval. Each costs about 0.1 µs per span, 1 ms for 600 MB; what is due in the steepest part of the
 /// curve between two of them is 4.7%.
@@ -47,16 +49,19 @@ const TICK_CALLS: usize = 256;
 const BATCH_SPANS: usize = 32;
 const BATCH_GONE: usize = 16;
 
-static SWEEP: Locked<Sweep> = Locked::new(Sweep::new());
+/// What each node has.
+struct OfNode {
+    sweep: Locked<Sweep>,
+    /// The time from which a tick has something to do; 0: nothing. Stored with `sweep` locked, or from 0 to 1.
+    due: AtomicU64,
+    /// The classes in which a block came back since the last sweep began.
+    changed: ClassSet<AtomicU64>,
+}
 
-/// The time from which a tick has something to do; 0: nothing. Stored with `SWEEP` locked, or from 0 to 1.
-static DUE: AtomicU64 = AtomicU64::new(0);
+static NODE: [CachePadded<OfNode>; NODES] = [const { CachePadded::new(OfNode::new()) }; NODES];
 
 /// A set of classes.
 type ClassSet<T> = [T; CLASSES.div_ceil(64)];
-
-/// The classes in which a block came back since the last sweep began.
-static CHANGED: ClassSet<AtomicU64> = [const { AtomicU64::new(0) }; CLASSES.div_ceil(64)];
 
 /// The sweep under way, or the last one.
 pub(super) struct Sweep {
@@ -95,89 +100,111 @@ struct Going {
     pages: u64,
 }
 
-/// The lock of the sweep, for the fork handlers.
-pub(super) fn lock() -> &'static Lock {
-    SWEEP.raw()
+fn of_node(node: usize) -> &'static OfNode {
+    &NODE[if node < NODES { node } else { 0 }]
 }
 
-/// Notes that blocks of a class came back; after its lock was released.
+/// The lock of the sweep of a node, for the fork handlers.
+pub(super) fn lock(node: usize) -> &'static Lock {
+    of_node(node).sweep.raw()
+}
+
+/// Notes that blocks of a class of a node came back; after its lock was released.
 #[inline]
-pub(super) fn something_changed(class: usize) {
-    let (Some(word), bit) = (CHANGED.get(class / 64), 1 << (class % 64)) else { return };
+pub(super) fn something_changed(node: usize, class: usize) {
+    let OfNode { due, changed, .. } = of_node(node);
+    let (Some(word), bit) = (changed.get(class / 64), 1 << (class % 64)) else { return };
     // A sweep clears the bit before it locks the class. So who finds it set changed something before that.
     if word.load(Ordering::Relaxed) & bit == 0 {
         word.fetch_or(bit, Ordering::SeqCst);
     }
-    // In this order: whoever finds nothing to do looks at CHANGED after storing 0 here.
-    if DUE.load(Ordering::SeqCst) == 0 {
-        let _ = DUE.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed);
+    // In this order: whoever finds nothing to do looks at `changed` after storing 0 here.
+    if due.load(Ordering::SeqCst) == 0 {
+        let _ = due.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed);
     }
 }
 
 /// The time in milliseconds from which [`tick`] has something to do; 0 or [`NEVER`]: never, as things are.
 #[inline]
 pub(crate) fn due() -> u64 {
-    DUE.load(Ordering::Relaxed)
+    let dues = NODE.iter().take(topology::nodes()).map(|of| of.due.load(Ordering::Relaxed));
+    dues.filter(|&due| due != 0).min().unwrap_or(0)
 }
 
-/// Does a bounded part of what decay asks for at the time `now_ms`; one load if there is nothing to do.
+/// Does a bounded part of what decay asks for at the time `now_ms`, on each node; one load if there is nothing to do.
 #[inline]
 pub(crate) fn tick(now_ms: u64) {
-    let due = DUE.load(Ordering::Relaxed);
-    if due != 0 && due <= now_ms {
-        tick_due(now_ms);
-    }
-}
-
-#[cold]
-fn tick_due(now_ms: u64) {
-    let Some(mut sweep) = SWEEP.try_lock() else {
-        return;
-    };
-    let due = DUE.load(Ordering::Relaxed);
-    if due == 0 || due > now_ms {
-        return;
-    }
-    if sweep.decay.interval_ms() == NEVER {
-        // Not 0, so that nobody sets it to 1 again and again; `set_decay_ms` does.
-        DUE.store(NEVER, Ordering::Relaxed);
-        return;
-    }
-    if sweep.class == 0 {
-        // A block that comes back makes this due at once.
-        let earliest = sweep.began.saturating_add(sweep.period());
-        if now_ms < earliest {
-            DUE.store(earliest, Ordering::Relaxed);
-            return;
+    for (node, of) in NODE.iter().enumerate().take(topology::nodes()) {
+        let due = of.due.load(Ordering::Relaxed);
+        if due != 0 && due <= now_ms {
+            of.tick_due(now_ms, classes(node));
         }
-        for (changed, word) in sweep.changed.iter_mut().zip(&CHANGED) {
-            *changed |= word.swap(0, Ordering::SeqCst);
-        }
-    }
-    let next = sweep.tick(now_ms, &CENTRAL);
-    DUE.store(next, Ordering::SeqCst);
-    if next == 0 && any_changed() {
-        DUE.store(now_ms.saturating_add(sweep.period()), Ordering::Relaxed);
     }
 }
 
 /// Returns all wholly free OS pages of all spans at once; their bytes.
 pub(crate) fn return_pages() -> usize {
-    SWEEP.lock().return_all(&CENTRAL)
+    (0..topology::nodes()).map(|node| of_node(node).sweep.lock().return_all(classes(node))).sum()
 }
 
 /// Sets the decay interval; see [`Decay`].
 pub(crate) fn set_decay_ms(ms: u64) {
-    let mut sweep = SWEEP.lock();
-    sweep.decay.set_interval_ms(ms);
-    DUE.store(0, Ordering::SeqCst);
-    if sweep.class != 0 || sweep.known > 0 || any_changed() {
-        DUE.store(1, Ordering::SeqCst);
-    }
+    NODE.iter().take(topology::nodes()).for_each(|of| of.set_decay_ms(ms));
 }
 
-fn any_changed() -> bool {
-    CHANGED.iter().any(|word| word.load(Ordering::SeqCst) != 0)
+impl OfNode {
+    const fn new() -> Self {
+        Self {
+            sweep: Locked::new(Sweep::new()),
+            due: AtomicU64::new(0),
+            changed: [const { AtomicU64::new(0) }; CLASSES.div_ceil(64)],
+        }
+    }
+
+    #[cold]
+    fn tick_due(&self, now_ms: u64, classes: &Classes) {
+        let Some(mut sweep) = self.sweep.try_lock() else {
+            return;
+        };
+        let due = self.due.load(Ordering::Relaxed);
+        if due == 0 || due > now_ms {
+            return;
+        }
+        if sweep.decay.interval_ms() == NEVER {
+            // Not 0, so that nobody sets it to 1 again and again; `set_decay_ms` does.
+            self.due.store(NEVER, Ordering::Relaxed);
+            return;
+        }
+        if sweep.class == 0 {
+            // A block that comes back makes this due at once.
+            let earliest = sweep.began.saturating_add(sweep.period());
+            if now_ms < earliest {
+                self.due.store(earliest, Ordering::Relaxed);
+                return;
+            }
+            for (changed, word) in sweep.changed.iter_mut().zip(&self.changed) {
+                *changed |= word.swap(0, Ordering::SeqCst);
+            }
+        }
+        let next = sweep.tick(now_ms, classes);
+        self.due.store(next, Ordering::SeqCst);
+        if next == 0 && self.any_changed() {
+            self.due.store(now_ms.saturating_add(sweep.period()), Ordering::Relaxed);
+        }
+    }
+
+    fn set_decay_ms(&self, ms: u64) {
+        let mut sweep = self.sweep.lock();
+        sweep.decay.set_interval_ms(ms);
+        self.due.store(0, Ordering::SeqCst);
+        if sweep.class != 0 || sweep.known > 0 || self.any_changed() {
+            self.due.store(1, Ordering::SeqCst);
+        }
+    }
+
+    fn any_changed(&self) -> bool {
+        self.changed.iter().any(|word| word.load(Ordering::SeqCst) != 0)
+    }
 }
 
 impl Sweep {

@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 /// Blocks out of a class, as the layer counts them.
 fn out(class_index: usize) -> usize {
-    CENTRAL[class_index].lock().out
+    CENTRAL[0][class_index].lock().out
 }
 
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! From any address to what lies there: a two-level table over the user address space.
 //!
 //! The root is a static array with one slot per GiB. A slot holds null or a leaf: for each 8 KiB page a class byte
-//! and an owner pointer, and for each 2 MiB huge page a pointer to its descriptor in the page heap. Root and
-//! leaves are touched as they are used, so a small heap costs a few pages.
+//! and an owner pointer, and for each 2 MiB huge page a pointer to its descriptor in the page heap and the NUMA node it
+//! belongs to. Root and leaves are touched as they are used, so a small heap costs a few pages.
 //!
 //! Invariants:
 //! - Looking up is safe for every value of an address. What nobody set, and everything beyond the user address
@@ -63,7 +63,9 @@ struct Leaf {
     huge: [AtomicPtr<u8>; HUGE_PAGES],
     /// A bit per [`UNIT`] of `owners` and then `classes` that was ever written, for the accounting.
     touched: [AtomicU64; UNIT_WORDS],
-    _unused: [u8; UNIT - UNIT_WORDS * 8],
+    /// By huge page; never changes once the descriptor is there.
+    nodes: [AtomicU8; HUGE_PAGES],
+    _unused: [u8; UNIT - UNIT_WORDS * 8 - HUGE_PAGES],
     owners: [AtomicPtr<u8>; PAGES],
     classes: [AtomicU8; PAGES],
 }
@@ -145,13 +147,23 @@ fn decode(byte: u8) -> u8 {
 
 const _: () = assert!(CLOSED_BIN + 1 < 256);
 
-/// Records the descriptor of the huge page at `addr`. False: no memory for a leaf, and nothing changed.
-pub(crate) fn set_huge(addr: usize, descriptor: *mut u8) -> bool {
+/// Records node and descriptor of the huge page at `addr`. False: no memory for a leaf, and nothing changed.
+pub(crate) fn set_huge(addr: usize, node: u8, descriptor: *mut u8) -> bool {
     let Some(leaf) = leaf_or_new(addr >> LEAF_SHIFT) else {
         return false;
     };
-    leaf.huge[(addr >> HUGE_SHIFT) % HUGE_PAGES].store(descriptor, Ordering::Release);
+    let huge_page = (addr >> HUGE_SHIFT) % HUGE_PAGES;
+    if node != 0 {
+        leaf.nodes[huge_page].store(node, Ordering::Relaxed);
+    }
+    leaf.huge[huge_page].store(descriptor, Ordering::Release);
     true
+}
+
+/// The node of the huge page that holds `addr`; 0 where there is none.
+pub(crate) fn node(addr: usize) -> usize {
+    leaf(addr >> LEAF_SHIFT)
+        .map_or(0, |leaf| leaf.nodes[(addr >> HUGE_SHIFT) % HUGE_PAGES].load(Ordering::Relaxed).into())
 }
 
 /// The descriptor of the huge page that holds `addr`, or null.
@@ -363,7 +375,7 @@ mod tests {
         assert!(!set(usize::MAX, 1, 1, owner(8)));
         assert!(!set(0, usize::MAX, 1, owner(8)));
         assert!(!set(0, 0, 1, owner(8)));
-        assert!(!set_huge(usize::MAX, owner(8)));
+        assert!(!set_huge(usize::MAX, 1, owner(8)));
         clear(usize::MAX, usize::MAX);
         assert_eq!(lookup((1 << ADDRESS_BITS) - PAGE).0, NONE);
     }
@@ -371,7 +383,7 @@ mod tests {
     #[test]
     fn huge_pages_have_their_own_entry() {
         let base = unused_gib();
-        assert!(set_huge(base + (7 << HUGE_SHIFT), owner(4096)));
+        assert!(set_huge(base + (7 << HUGE_SHIFT), 3, owner(4096)));
         assert_eq!(huge(base + (7 << HUGE_SHIFT) + 12345), owner(4096));
         assert!(huge(base + (8 << HUGE_SHIFT)).is_null());
         assert_eq!(lookup(base + (7 << HUGE_SHIFT)).0, NONE);

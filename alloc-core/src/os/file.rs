@@ -40,33 +40,40 @@ impl Drop for File {
     }
 }
 
+/// Calls `each` with the contents of a file, piece by piece. False if it cannot be opened.
+pub(crate) fn for_each_piece(path: &CStr, each: &mut dyn FnMut(&[u8])) -> bool {
+    keep_errno(|| {
+        let Some(file) = File::open(path) else { return false };
+        let mut buffer = [0; LINE];
+        loop {
+            let read = file.read(&mut buffer);
+            if read.is_empty() {
+                return true;
+            }
+            each(read);
+        }
+    })
+}
+
 /// Calls `each` with every line of a file, without its end and cut to [`LINE`] bytes. A file that cannot be read has
 /// none.
 pub(crate) fn for_each_line(path: &CStr, mut each: impl FnMut(&[u8])) {
-    keep_errno(|| {
-        let Some(file) = File::open(path) else { return };
-        let mut buffer = [0; LINE];
-        let mut line = [0; LINE];
-        let mut len = 0;
-        loop {
-            let read = file.read(&mut buffer);
-            for &byte in read {
-                if byte == b'\n' {
-                    each(line.get(..len).unwrap_or_default());
-                    len = 0;
-                } else if let Some(slot) = line.get_mut(len) {
-                    *slot = byte;
-                    len += 1;
-                }
-            }
-            if read.is_empty() {
-                if len > 0 {
-                    each(line.get(..len).unwrap_or_default());
-                }
-                return;
+    let mut line = [0; LINE];
+    let mut len = 0;
+    for_each_piece(path, &mut |piece| {
+        for &byte in piece {
+            if byte == b'\n' {
+                each(line.get(..len).unwrap_or_default());
+                len = 0;
+            } else if let Some(slot) = line.get_mut(len) {
+                *slot = byte;
+                len += 1;
             }
         }
     });
+    if len > 0 {
+        each(line.get(..len).unwrap_or_default());
+    }
 }
 
 #[cfg(all(test, not(miri)))]

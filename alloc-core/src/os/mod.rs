@@ -1,4 +1,5 @@
-//! The operating system as the allocator sees it: mappings, huge pages, one futex lock, one clock, its text files.
+//! The operating system as the allocator sees it: mappings, huge pages, one futex lock, one clock, its text files, and
+//! what is near to which CPU.
 //!
 //! Nothing here knows what the memory is for. Three rules hold for every function below this module:
 //!
@@ -19,6 +20,7 @@ pub(crate) mod mapping;
 #[cfg(miri)]
 #[path = "mapping_miri.rs"]
 pub(crate) mod mapping;
+pub(crate) mod topology;
 pub(crate) mod zero;
 
 // Addresses, sizes and counters are 64 bits wide everywhere above.

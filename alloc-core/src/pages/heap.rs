@@ -33,7 +33,7 @@ use crate::{limit, map, meta};
 /// Up to so many huge pages runs of both kinds share them: a small program is not to touch two where one would do.
 const SHARED: usize = 8;
 
-/// A page heap. The process has one; tests make their own.
+/// A page heap. The process has one for each node; tests make their own.
 pub(crate) struct PageHeap {
     /// Held by whoever gives memory back, around the system calls. Taken before `state`.
     pub(super) releasing: Lock,
@@ -61,6 +61,8 @@ pub(super) struct State {
     locks: u64,
     /// Pages per OS page, at least 1; 0: ask the system.
     os_pages: usize,
+    /// The node that it is for.
+    node: u8,
 }
 
 // SAFETY: the descriptors and the memory that the pointers lead to belong to the heap and are reached under its
@@ -135,6 +137,11 @@ impl PageHeap {
         true
     }
 
+    /// Makes it the heap of a node, before its first use.
+    pub(super) fn set_node(&self, node: usize) {
+        self.state().node = node as u8;
+    }
+
     /// What the heap holds, read under its lock.
     pub(crate) fn usage(&self) -> PagesUsage {
         let state = self.state();
@@ -206,6 +213,7 @@ impl State {
             whole_decay: Decay::new(),
             locks: 0,
             os_pages: 0,
+            node: 0,
         }
     }
 
@@ -316,7 +324,7 @@ impl State {
 
     /// Adds a fresh huge page.
     fn grow(&mut self) -> Option<*mut HugePage> {
-        let base = self.regions.peek(self.huge_pages)?;
+        let base = self.regions.peek(self.huge_pages, self.node)?;
         let page = match self.spare {
             Some(page) => page,
             None => meta::alloc(size_of::<HugePage>(), align_of::<HugePage>())?.cast(),
@@ -324,7 +332,7 @@ impl State {
         self.spare = Some(page);
         // SAFETY: new memory of the right size and alignment, which nobody else knows yet.
         unsafe { page.write(HugePage::new(base.as_ptr())) };
-        if !map::set_huge(base.addr().get(), page.as_ptr().cast()) {
+        if !map::set_huge(base.addr().get(), self.node, page.as_ptr().cast()) {
             return None;
         }
         self.spare = None;

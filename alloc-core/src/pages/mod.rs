@@ -15,6 +15,9 @@
 //! Invariants: handed-out runs never overlap; `used + free resident + returned = committed` at any time; a run that is
 //! reported as zeroed was never written since the OS provided it; a failed request changes nothing.
 //!
+//! There is a heap for each NUMA node, whose regions prefer the memory of that node. An address belongs to the same heap
+//! for ever, and is given back to it from wherever it is freed.
+//!
 //! What it does not do: it knows only the kind of a run (the caller enters the rest in [`crate::map`]), never gives
 //! address space back, and has no background thread.
 
@@ -30,7 +33,10 @@ mod release;
 mod tests;
 
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 
+use crate::map;
+use crate::os::topology::{self, NODES};
 use crate::size_class::{HUGE_SHIFT, PAGE_SHIFT};
 pub(crate) use decay::{Decay, NEVER};
 pub(crate) use heap::PageHeap;
@@ -39,8 +45,8 @@ const PAGE: usize = 1 << PAGE_SHIFT;
 const HUGE: usize = 1 << HUGE_SHIFT;
 const _: () = assert!(HUGE / PAGE == bits::PAGES);
 
-/// The heap of the process.
-static HEAP: PageHeap = PageHeap::new();
+/// The heaps of the process, by node. Those of nodes that there are not stay zero and untouched.
+static HEAPS: [PageHeap; NODES] = [const { PageHeap::new() }; NODES];
 
 /// What a run is for. Runs of one kind are kept apart from those of the other, since they end at different times, and since
 /// long runs are aligned and leave ranges in which others fit. In a trace of 300 000 runs under a load that comes in waves
@@ -92,12 +98,34 @@ pub(crate) struct PagesUsage {
     pub(crate) locks_taken: u64,
 }
 
-/// [`PageHeap::allocate`] for the heap of the process.
-pub(crate) fn allocate(pages: usize, align_pages: usize, kind: Kind) -> Option<Run> {
-    HEAP.allocate(pages, align_pages, kind)
+fn heap(node: usize) -> &'static PageHeap {
+    &HEAPS[if node < NODES { node } else { 0 }]
 }
 
-/// [`PageHeap::free`] for the heap of the process.
+/// The heaps that are in use.
+fn heaps() -> impl DoubleEndedIterator<Item = &'static PageHeap> {
+    HEAPS.iter().take(topology::nodes())
+}
+
+/// Makes heaps for so many nodes, before anybody is told of them.
+pub(crate) fn open(nodes: usize) {
+    for (node, heap) in HEAPS.iter().enumerate().take(nodes) {
+        heap.set_node(node);
+    }
+}
+
+/// The node whose heap a page is from.
+#[inline]
+pub(crate) fn node_of(addr: usize) -> usize {
+    if topology::nodes() == 1 { 0 } else { map::node(addr) }
+}
+
+/// [`PageHeap::allocate`] for the heap of a node.
+pub(crate) fn allocate(node: usize, pages: usize, align_pages: usize, kind: Kind) -> Option<Run> {
+    heap(node).allocate(pages, align_pages, kind)
+}
+
+/// [`PageHeap::free`] for the heap that the pages came from.
 ///
 /// # Safety
 ///
@@ -105,67 +133,80 @@ pub(crate) fn allocate(pages: usize, align_pages: usize, kind: Kind) -> Option<R
 /// resident.
 pub(crate) unsafe fn free(addr: NonNull<u8>, pages: usize, returned: u64) {
     // SAFETY: passed on.
-    unsafe { HEAP.free(addr, pages, returned) };
+    unsafe { heap(node_of(addr.addr().get())).free(addr, pages, returned) };
 }
 
-/// [`PageHeap::extend`] for the heap of the process.
+/// [`PageHeap::extend`] for the heap that the run came from.
 ///
 /// # Safety
 ///
 /// The run of `pages` pages came from [`allocate`] and is the caller's.
 pub(crate) unsafe fn extend(addr: NonNull<u8>, pages: usize, new_pages: usize) -> bool {
     // SAFETY: passed on.
-    unsafe { HEAP.extend(addr, pages, new_pages) }
+    unsafe { heap(node_of(addr.addr().get())).extend(addr, pages, new_pages) }
 }
 
-/// [`PageHeap::tick`] for the heap of the process.
+/// [`PageHeap::tick`] for the heaps of the process.
 #[inline]
 pub(crate) fn tick(now_ms: u64) {
-    HEAP.tick(now_ms);
+    heaps().for_each(|heap| heap.tick(now_ms));
 }
 
 /// The time in milliseconds from which [`tick`] has something to do; 0: never, as things are.
 #[inline]
 pub(crate) fn due() -> u64 {
-    HEAP.due.load(core::sync::atomic::Ordering::Relaxed)
+    let dues = heaps().map(|heap| heap.due.load(Ordering::Relaxed));
+    dues.filter(|&due| due != 0).min().unwrap_or(0)
 }
 
-/// [`PageHeap::purge`] for the heap of the process.
+/// [`PageHeap::purge`] for the heaps of the process.
 pub(crate) fn purge() -> usize {
-    HEAP.purge()
+    heaps().map(PageHeap::purge).sum()
 }
 
-/// [`PageHeap::set_decay_ms`] for the heap of the process.
+/// [`PageHeap::set_decay_ms`] for the heaps of the process.
 pub(crate) fn set_decay_ms(ms: u64) {
-    HEAP.set_decay_ms(ms);
+    heaps().for_each(|heap| heap.set_decay_ms(ms));
 }
 
-/// [`PageHeap::usage`] of the heap of the process.
-pub(crate) fn usage() -> PagesUsage {
-    HEAP.usage()
+/// The sums over the heaps of the process, and what each of them has in runs.
+pub(crate) fn usage() -> (PagesUsage, [usize; NODES]) {
+    let (mut sum, mut used) = (PagesUsage::default(), [0; NODES]);
+    for (heap, used) in heaps().zip(&mut used) {
+        let usage = heap.usage();
+        *used = usage.used_bytes;
+        sum.reserved += usage.reserved;
+        sum.committed += usage.committed;
+        sum.used_bytes += usage.used_bytes;
+        sum.free_resident_bytes += usage.free_resident_bytes;
+        sum.returned_bytes += usage.returned_bytes;
+        sum.huge_pages += usage.huge_pages;
+        sum.locks_taken += usage.locks_taken;
+    }
+    (sum, used)
 }
 
-/// [`PageHeap::lock_for_fork`] for the heap of the process.
+/// [`PageHeap::lock_for_fork`] for the heaps of the process. No more come into being until they are unlocked.
 pub(crate) fn lock_for_fork() {
-    HEAP.lock_for_fork();
+    heaps().for_each(PageHeap::lock_for_fork);
 }
 
-/// [`PageHeap::unlock_after_fork`] for the heap of the process.
+/// [`PageHeap::unlock_after_fork`] for the heaps of the process.
 ///
 /// # Safety
 ///
 /// Once after [`lock_for_fork`], in the parent.
 pub(crate) unsafe fn unlock_after_fork() {
     // SAFETY: passed on.
-    unsafe { HEAP.unlock_after_fork() };
+    heaps().rev().for_each(|heap| unsafe { heap.unlock_after_fork() });
 }
 
-/// [`PageHeap::reset_after_fork`] for the heap of the process.
+/// [`PageHeap::reset_after_fork`] for the heaps of the process.
 ///
 /// # Safety
 ///
 /// Once after [`lock_for_fork`], in the child.
 pub(crate) unsafe fn reset_after_fork() {
     // SAFETY: passed on.
-    unsafe { HEAP.reset_after_fork() };
+    heaps().for_each(|heap| unsafe { heap.reset_after_fork() });
 }

@@ -3,7 +3,7 @@
 //! A region is reserved at 64 GiB, which costs nothing but addresses, or smaller where those are limited. It is made
 //! usable from its start in steps that grow with the heap, from one huge page to 32 MiB: few system calls for a large
 //! heap, little commit charge (`RLIMIT_DATA`, strict overcommit, `mlockall`) for a small one. When a region is used up
-//! another one follows; none is ever given back.
+//! another one follows; none is ever given back. Where there are several nodes, its memory is asked for from one of them.
 //!
 //! Invariants: `fresh <= committed <= end`, all multiples of the huge page; everything from `fresh` on was
 //! never touched. A refusal by the kernel changes nothing.
@@ -11,7 +11,7 @@
 use core::ptr::{self, NonNull};
 
 use super::HUGE;
-use crate::os::{huge, mapping};
+use crate::os::{huge, mapping, topology};
 
 /// The first size tried.
 const REGION: usize = 64 << 30;
@@ -46,11 +46,11 @@ impl Regions {
         self.committed - self.fresh.addr()
     }
 
-    /// The next fresh huge page, usable and zero, for a heap of `heap` huge pages. It is handed out only when
+    /// The next fresh huge page, usable and zero, for a heap of `heap` huge pages on `node`. It is handed out only when
     /// [`advance`](Self::advance) is called, so that a caller who then lacks something else loses nothing.
-    pub(super) fn peek(&mut self, heap: usize) -> Option<NonNull<u8>> {
+    pub(super) fn peek(&mut self, heap: usize, node: u8) -> Option<NonNull<u8>> {
         if self.unused() == 0 {
-            self.commit_more(heap)?;
+            self.commit_more(heap, node)?;
         }
         NonNull::new(self.fresh)
     }
@@ -61,9 +61,9 @@ impl Regions {
         self.fresh = self.fresh.wrapping_add(HUGE);
     }
 
-    fn commit_more(&mut self, heap: usize) -> Option<()> {
+    fn commit_more(&mut self, heap: usize, node: u8) -> Option<()> {
         if self.committed == self.end {
-            self.new_region()?;
+            self.new_region(node)?;
         }
         let step = (heap / STEP_SHARE).clamp(1, MAX_STEP) * HUGE;
         let step = step.min(self.end - self.committed);
@@ -82,11 +82,12 @@ impl Regions {
         None
     }
 
-    fn new_region(&mut self) -> Option<()> {
+    fn new_region(&mut self, node: u8) -> Option<()> {
         let wanted = if self.size == 0 { REGION } else { self.size };
         let (start, size) = mapping::reserve_up_to(wanted, HUGE, HUGE)?;
         mapping::name(start, size, c"rseq-alloc: pages");
         huge::advise(start, size);
+        topology::prefer(start, size, node.into());
         self.fresh = start.as_ptr();
         self.committed = start.addr().get();
         self.end = start.addr().get() + size;
@@ -112,13 +113,13 @@ mod tests {
         let mut regions = Regions::new();
         regions.limit_size(256 << 20);
         for (heap, step) in [(0, 1), (15, 1), (16, 2), (80, 10), (1000, 16)] {
-            let page = regions.peek(heap).unwrap();
+            let page = regions.peek(heap, 0).unwrap();
             assert_eq!(page.addr().get() % HUGE, 0);
             assert_eq!(regions.unused(), step * HUGE);
             // Peeking again is the same page.
-            assert_eq!(regions.peek(heap), Some(page));
+            assert_eq!(regions.peek(heap, 0), Some(page));
             for index in 0..step {
-                let page = regions.peek(heap).unwrap();
+                let page = regions.peek(heap, 0).unwrap();
                 // SAFETY: usable and this test's.
                 unsafe {
                     assert_eq!(page.add(HUGE - 1).read(), 0);
@@ -136,7 +137,7 @@ mod tests {
         let mut regions = Regions::new();
         regions.limit_size(4 * HUGE);
         for index in 0..10 {
-            let page = regions.peek(100).unwrap();
+            let page = regions.peek(100, 0).unwrap();
             // SAFETY: usable and this test's.
             unsafe { page.write(index) };
             regions.advance();

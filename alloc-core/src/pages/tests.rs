@@ -81,6 +81,13 @@ impl Model {
         self.runs.insert(start, (addr, keep, mark));
     }
 
+    /// Frees a part of a run, whose contents are not checked any more.
+    fn free_part(&mut self, start: usize, from: usize, pages: usize) {
+        let (addr, _, _) = self.runs[&start];
+        // SAFETY: a part of a run that was allocated here, and freed once.
+        unsafe { self.heap.free(addr.add(from * PAGE), pages, 0) };
+    }
+
     fn extend(&mut self, start: usize, new_pages: usize) -> bool {
         let (addr, pages, mark) = self.runs.remove(&start).unwrap();
         // SAFETY: allocated here.
@@ -177,6 +184,11 @@ fn run_model(os_pages: usize, interval: u64, seed: u64) {
 #[test]
 fn random_operations_agree_with_the_model() {
     run_model(0, 500, 0x9e37_79b9_7f4a_7c15);
+}
+
+#[test]
+fn random_operations_with_16_kib_os_pages() {
+    run_model(2, 500, 0x853c_49e6_748f_ea9b);
 }
 
 #[test]
@@ -442,6 +454,43 @@ fn purge_returns_all_that_is_free() {
     runs.iter().skip(1).step_by(2).for_each(|&run| model.check_contents(run));
     model.allocate(10, 1);
     assert_eq!(model.zeroed, 61, "fresh runs and the returned one were zero");
+}
+
+/// What goes back is OS pages (of 8 KiB and less, 16 and 64 KiB) that are free as a whole, by decay and by
+/// a purge, and they come back whole.
+#[test]
+fn what_goes_back_is_whole_os_pages() {
+    for os_pages in [1, 2, 8] {
+        let heap = heap(8, os_pages);
+        heap.set_decay_ms(6400);
+        let mut model = Model::new(heap);
+        let run = model.allocate(PAGES, 1).addr().get();
+        // Free ranges of 1 to 20 pages, with one page in use between two of them, and what they hold of whole OS pages.
+        let (mut at, mut free, mut whole) = (0, 0, 0);
+        for len in 1..=20 {
+            model.free_part(run, at, len);
+            let (from, to) = (at.next_multiple_of(os_pages), (at + len) / os_pages * os_pages);
+            (free, whole) = (free + len, whole + to.saturating_sub(from));
+            at += len + 1;
+        }
+        assert!(whole > 60 && (os_pages == 1) == (whole == free), "{whole} of {free}");
+        tick(heap, 1000);
+        assert_eq!(heap.usage().free_resident_bytes, free * PAGE);
+        tick(heap, 1000 + 3200);
+        let half = heap.usage().free_resident_bytes / PAGE;
+        assert!(half < free && (free - half).is_multiple_of(os_pages), "{half} of {free}");
+        tick(heap, 1000 + 6400);
+        assert_eq!(heap.usage().free_resident_bytes, (free - whole) * PAGE);
+        // One page brings in its OS page.
+        let before = heap.usage().returned_bytes;
+        let one = heap.allocate(1, 1, Kind::Dense).unwrap();
+        let gone = before - heap.usage().returned_bytes;
+        assert!(gone == 0 || gone == os_pages * PAGE, "{gone}");
+        // SAFETY: allocated above.
+        unsafe { heap.free(one.addr, 1, 0) };
+        heap.purge();
+        assert_eq!(heap.usage().free_resident_bytes, (free - whole) * PAGE);
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Bench {
             let (of, used) = (self.of(), &mut self.used);
             let mut central = self.classes[self.class].lock();
             if central.take(of, target - used.len(), |block| used.push(block)) == 0 {
-                let span = new_span(self.class, of, central.os_shift()).unwrap();
+                let span = new_span(0, self.class, of, central.os_shift()).unwrap();
                 central.add(of, span);
             }
         }
@@ -196,7 +196,7 @@ fn pages_inside_spans_follow_the_curve() {
 #[test]
 #[cfg_attr(miri, ignore = "asks the kernel about memory")]
 fn what_went_is_not_resident_and_the_rest_is() {
-    for (size, os_shift) in [(256, 12), (3072, 12), (640, 14)] {
+    for (size, os_shift) in [(256, 12), (3072, 12), (640, 14), (5120, 16)] {
         let mut bench = Bench::new(size, os_shift, 6400);
         bench.take((8 << 20) / size);
         bench.free_down_to((8 << 20) / size / 12);
@@ -365,7 +365,7 @@ fn blocks_keep_their_contents_beside_sweeps() {
                                 let wanted = from + n - used.len();
                                 if central.take(of, wanted, |block| used.push(block)) == 0 {
                                     drop(central);
-                                    let span = new_span(class, of, os_shift).unwrap();
+                                    let span = new_span(0, class, of, os_shift).unwrap();
                                     classes[class].lock().add(of, span);
                                 }
                             }
