@@ -155,7 +155,7 @@ fn purged() -> Stats {
     stats
 }
 
-/// What other threads and the caches may add meanwhile.
+/// What other threads and the caches may add meanwhile, and what finds room in spans in use.
 const SLACK: usize = 2 << 20;
 
 /// Promise: what a thread allocates lies on the node of its CPU, and after everything was freed there and given back,
@@ -168,7 +168,7 @@ fn memory_comes_from_the_node_of_the_thread() {
             let (blocks, bytes) = blocks();
             let now = alloc_core::stats().spans_by_node;
             println!("node {node}: {before:?} to {now:?}");
-            assert!(now[node] >= before[node] + bytes);
+            assert!(now[node] + SLACK >= before[node] + bytes);
             assert!(now[1 - node] <= before[1 - node] + SLACK);
             blocks.into_iter().for_each(Block::free);
             bytes
@@ -188,7 +188,7 @@ fn frees_from_elsewhere_go_back_to_the_owner() {
         let before = purged();
         let (blocks, bytes) = on(owner, blocks);
         let between = alloc_core::stats().spans_by_node;
-        assert!(between[node] >= before.spans_by_node[node] + bytes);
+        assert!(between[node] + SLACK >= before.spans_by_node[node] + bytes);
         on(other, || blocks.into_iter().for_each(Block::free));
         let after = purged();
         println!("node {node}: {:?}, {between:?}, {:?}", before.spans_by_node, after.spans_by_node);
