@@ -142,12 +142,13 @@ pub(super) fn child_large() {
 /// The child's part of the first check.
 pub(super) fn child() {
     configuration::still_promised();
-    // The threads start before memory ends, and wait.
+    // The threads have started, which takes memory, before that ends, and wait.
     let barrier = std::sync::Barrier::new(5);
     std::thread::scope(|scope| {
         for thread in 0..4_usize {
             let barrier = &barrier;
             scope.spawn(move || {
+                barrier.wait();
                 barrier.wait();
                 for round in 0..3 {
                     let size = [48, 1000, 70 << 10, 600 << 10][(thread + round) % 4];
@@ -156,6 +157,7 @@ pub(super) fn child() {
                 }
             });
         }
+        barrier.wait();
         for size in [3 * MIB, 40 * MIB, 64, 4096, 100 << 10, 900 << 10, 24, 300 << 10] {
             exhaust_and_free(size, LIMIT / 2);
         }
