@@ -6,16 +6,14 @@
 #
 # All of these, or those named:
 #
-#     index     alloc-core's example of that name, on the system's allocator, over this workspace's and the dependencies'
-#               sources
-#     python    Python's standard library: imports most of it, and compiles, dumps and loads it; all objects from malloc
+#     index     alloc-core's example of that name, on the system's allocator, over C's headers and Python's library
+#     python    imports most of Python's library, parses and compiles a part of it; every object is from malloc
 #     redis     redis-server, while redis-benchmark stores and reads values of all kinds
 #     compiler  cc1plus of g++ -O2 on a file that uses many containers
 #
 # Packages that are missing are installed by apt-get (Debian 12). What is written is below target/size-classes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
 
 selected=()
 for argument; do
@@ -76,7 +74,7 @@ record_redis() {
     server=
 }
 
-# Takes the file of a process of that name; of several, the one of the process that lived last.
+# take PROGRAM PROCESS: keeps the file of the process of that name; of several, that of the last one to end.
 take() {
     local program=$1 process=$2 newest
     newest=$(find "$work/recorded" -name "$process.*" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
@@ -93,11 +91,12 @@ for program in "${selected[@]}"; do
     mkdir -p "$work/recorded"
     "record_$program"
     case $program in
-    index) take index index && files+=("$work/index.sizes:8") ;;
-    python) take python python3 && files+=("$work/python.sizes:16") ;;
-    redis) take redis redis-server && files+=("$work/redis.sizes:16") ;;
-    compiler) take compiler cc1plus && files+=("$work/compiler.sizes:16") ;;
+    index) process=index align=8 ;;
+    python) process=python3 align=16 ;;
+    redis) process=redis-server align=16 ;;
+    compiler) process=cc1plus align=16 ;;
     esac
+    take "$program" "$process"
+    files+=("$work/$program.sizes:$align")
 done
-cd "$root"
 "$out/release/examples/size_classes" "${files[@]}"
