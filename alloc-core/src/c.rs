@@ -15,9 +15,9 @@
 //! for both: the push fails, and the slow path asks why.
 //!
 //! On x86-64 both are whole functions in assembly, which [`take_function!`](crate::take_function) and
-//! [`put_function!`](crate::put_function) make under the names that programs know. Their tables are
-//! [`gate::TAKE`](crate::shard::gate) and `RETURN`, with biases that make the displacements cheap: `(size - 1) & !15` is 8
-//! less than `x & !7`, and the map's byte one more than the bin.
+//! [`put_function!`](crate::put_function) make under the names that programs know. They have tables of their own, with
+//! biases that make the displacements cheap: `(size - 1) & !15` is 8 less than `x & !7`, and the map's byte one more than
+//! the bin.
 //!
 //! Since a free asks the map, blocks of [`RseqAlloc`](crate::RseqAlloc) may be freed here. The other way round the
 //! layout's size must lead to the class of the block, which it does for alignments from 16 bytes to 1 MiB, and for any
@@ -73,7 +73,7 @@ pub mod numbers {
     pub const PAGE_SHIFT: usize = size_class::PAGE_SHIFT;
 }
 
-/// A function that allocates like [`allocate`], without its slow path: where no magazine has a block, or no class serves
+/// A function that allocates like [`c::allocate`](crate::c::allocate), without its slow path: where no magazine has a block, or no class serves
 /// the size, it ends as `slow`, a function with the same parameters. The first is the size.
 ///
 /// Sizes that are not small lie aside. The table has no bin for small ones, which come there, too, while the entry is being
@@ -98,7 +98,7 @@ macro_rules! take_function {
     };
 }
 
-/// A function that frees like [`free`], and ends as `slow`, a function of the block, where no magazine has room or the
+/// A function that frees like [`c::free`](crate::c::free), and ends as `slow`, a function of the block, where no magazine has room or the
 /// block belongs to no class. The block is the first parameter, and the others are not used.
 #[macro_export]
 macro_rules! put_function {

@@ -110,6 +110,9 @@ unsafe fn open_entries(vcpu: Vcpu, base: *mut Shard) {
 
 /// Opens [`RETURN`], if it is prepared and the tables were not closed for good.
 pub(crate) fn limit_returns(limits: [usize; 2]) {
+    if !PREPARED.load(Ordering::Relaxed) {
+        return;
+    }
     let _guard = LIMITS.lock();
     if PREPARED.load(Ordering::Acquire) {
         // SAFETY: it is prepared.
