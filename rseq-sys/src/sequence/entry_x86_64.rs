@@ -30,12 +30,7 @@ macro_rules! __rseq_entry_put {
 macro_rules! __rseq_entry_sequence {
     ($field:literal, $section:ident) => {
         concat!(
-            ".pushsection __rseq_cs, \"aw\"\n",
-            ".balign 32\n",
-            "9:\n",
-            ".long 0, 0\n",
-            ".quad 2f, 3f - 2f, 4f\n",
-            ".popsection\n",
+            $crate::__rseq_descriptor!(),
             "mov rdx, qword ptr [rip + {entry}]\n",
             "lea rax, [rip + 9b]\n",
             "mov qword ptr fs:[rdx + 8], rax\n", // arm

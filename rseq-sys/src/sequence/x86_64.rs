@@ -13,6 +13,15 @@
 use super::{ABORTS, Attempt, EMPTY, FULL};
 use core::arch::asm;
 
+/// The descriptor of the section that follows.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_descriptor {
+    () => {
+        ".pushsection __rseq_cs, \"aw\"\n.balign 32\n9:\n.long 0, 0\n.quad 2f, 3f - 2f, 4f\n.popsection\n"
+    };
+}
+
 /// Descriptor, arming store and start of the section. `off` becomes the offset of the area from the thread pointer, `t`
 /// is scratch. `delta` is the operand that holds the distance from the own block to the area in use.
 #[doc(hidden)]
@@ -20,12 +29,7 @@ use core::arch::asm;
 macro_rules! __rseq_enter {
     ($delta:literal) => {
         concat!(
-            ".pushsection __rseq_cs, \"aw\"\n",
-            ".balign 32\n",
-            "9:\n",
-            ".long 0, 0\n",
-            ".quad 2f, 3f - 2f, 4f\n",
-            ".popsection\n",
+            $crate::__rseq_descriptor!(),
             "mov {off}, qword ptr [rip + __rseq_sys_block_0@gottpoff]\n",
             "add {off}, ",
             $delta,
