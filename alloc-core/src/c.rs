@@ -76,7 +76,7 @@ pub mod numbers {
 /// A function that allocates like [`c::allocate`](crate::c::allocate), without its slow path: where no magazine has a block, or no class serves
 /// the size, it ends as `slow`, a function with the same parameters. The first is the size.
 ///
-/// Sizes that are not small lie aside. The table has no bin for small ones, which come there, too, while the entry is being
+/// Sizes that are not small lie aside, with a sequence of their own. The table has no bin for small ones, which come there, too, while the entry is being
 /// opened.
 #[macro_export]
 macro_rules! take_function {
@@ -89,8 +89,10 @@ macro_rules! take_function {
                 if block.is_null() { $slow($size $(, $more)*) } else { block.cast() }
             };
             entry $crate::c::TAKE, shift $crate::c::numbers::SHIFT, scale 1, slow $slow,
-            fronts [$crate::__take_front!("16"), $crate::__take_front!("32")],
-            asides [$crate::__take_aside!("24"), $crate::__take_aside!("40")],
+            fronts [
+                $crate::__take_front!("16"), $crate::__take_aside!("24");
+                $crate::__take_front!("32"), $crate::__take_aside!("40")
+            ],
             small = const $crate::c::numbers::SMALL,
             step_shift = const $crate::c::numbers::STEP_SHIFT,
             bins = sym $crate::c::MEDIUM_BINS,
@@ -114,8 +116,7 @@ macro_rules! put_function {
                 }
             };
             entry $crate::c::RETURN, shift $crate::c::numbers::SHIFT, scale 8, stack $crate::c::numbers::DEPTH, slow $slow,
-            fronts [$crate::__put_front!("16"), $crate::__put_front!("32")],
-            asides ["", ""],
+            fronts [$crate::__put_front!("16"); $crate::__put_front!("32")],
             window = sym $crate::c::WINDOW,
             page_shift = const $crate::c::numbers::PAGE_SHIFT,
         }
@@ -152,8 +153,7 @@ macro_rules! __take_aside {
             "shr ecx, {step_shift}\n",
             "lea rdx, [rip + {bins}]\n",
             "movzx ecx, byte ptr [rdx + rcx]\n",
-            "lea ecx, [rcx * 8 - 8]\n",
-            "jmp 5b\n"
+            "lea ecx, [rcx * 8 - 8]\n"
         )
     };
 }

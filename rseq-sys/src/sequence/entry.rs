@@ -102,9 +102,8 @@ impl Entry {
 /// `fronts` are its first part, in assembly of Intel's syntax, for each of the two fields. A front finds out the
 /// displacement, from the entry's base and in units of `scale` bytes, into `rcx`, may change `rax` and `rdx`, and has to
 /// compare something with a limit of the entry, and to go to `6f` if that is not below: the entry may be closed. The limits
-/// are at `{entry} + 16` and `+ 24` for the first front, at `+ 32` and `+ 40` for the second. `asides` lie
-/// behind the sequences, for what is rare; they may go on at `5b`, with the displacement, or give up at `6f`. Labels 7
-/// and 8 are theirs.
+/// are at `{entry} + 16` and `+ 24` for the first front, at `+ 32` and `+ 40` for the second. A second text, after a comma,
+/// is an aside: what begins with a label, 7 or 8, to which the front goes for what is rarer. It does the same.
 ///
 /// ```
 /// use rseq_sys::sequence::Entry;
@@ -117,10 +116,9 @@ impl Entry {
 ///     extern "C" fn take(displacement: usize) -> *mut u8 = slow(displacement);
 ///     entry ENTRY, shift 12, scale 1, slow slow,
 ///     fronts [
-///         "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f",
+///         "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f";
 ///         "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f"
 ///     ],
-///     asides ["", ""],
 /// }
 /// assert!(take(64).is_null());
 /// ```
@@ -129,10 +127,10 @@ macro_rules! entry_pop {
     ($(#[$meta:meta])* extern $abi:literal fn $name:ident($argument:ident: usize $(, $more:ident: $of:ty)*) -> $result:ty
         = $otherwise:expr;
      entry $entry:path, shift $shift:expr, scale $scale:expr, slow $slow:path,
-     fronts [$front:expr, $second:expr], asides [$aside:expr, $other:expr], $($operands:tt)*) => {
+     fronts [$front:expr $(, $aside:expr)?; $second:expr $(, $other:expr)?], $($operands:tt)*) => {
         $crate::__rseq_entry! {
             [$(#[$meta])* pub extern $abi] $name [($argument: usize $(, $more: $of)*) -> $result] [$otherwise]
-            [$entry] [$shift] [$scale] [$slow] [$front] [$second] [__rseq_entry_take] [$aside] [$other] [$($operands)*]
+            [$entry] [$shift] [$scale] [$slow] [__rseq_entry_take] [$front $(, $aside)?] [$second $(, $other)?] [$($operands)*]
         }
     };
 }
@@ -144,10 +142,10 @@ macro_rules! entry_push {
     ($(#[$meta:meta])* unsafe extern $abi:literal fn $name:ident($argument:ident: $type:ty $(, $more:ident: $of:ty)*)
         = $otherwise:expr;
      entry $entry:path, shift $shift:expr, scale $scale:expr, stack $stack:expr, slow $slow:path,
-     fronts [$front:expr, $second:expr], asides [$aside:expr, $other:expr], $($operands:tt)*) => {
+     fronts [$front:expr $(, $aside:expr)?; $second:expr $(, $other:expr)?], $($operands:tt)*) => {
         $crate::__rseq_entry! {
             [$(#[$meta])* pub unsafe extern $abi] $name [($argument: $type $(, $more: $of)*)] [$otherwise]
-            [$entry] [$shift] [$scale] [$slow] [$front] [$second] [__rseq_entry_put] [$aside] [$other]
+            [$entry] [$shift] [$scale] [$slow] [__rseq_entry_put] [$front $(, $aside)?] [$second $(, $other)?]
             [last = const $stack - 1, $($operands)*]
         }
     };

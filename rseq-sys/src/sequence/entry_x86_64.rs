@@ -1,5 +1,5 @@
-//! The functions of [`super`] for x86-64. Blocks and labels are numbered as in the sequences for this processor; 5 is the
-//! place to which an aside returns, 6 the way to what comes next: the second sequence, and after that the slow path.
+//! The functions of [`super`] for x86-64. Blocks and labels are numbered as in the sequences for this processor; 6 is the way
+//! to what comes next: from the first field to the second, and from that to the slow path.
 //!
 //! What each cut leaves behind is what it is for the sequences that are inlined: before the commit nothing was written
 //! but the slot behind the top, which nobody reads. The frame is the caller's, so unwinding is right at each instruction.
@@ -51,27 +51,34 @@ macro_rules! __rseq_entry_sequence {
     };
 }
 
-/// A function of [`entry_pop!`](crate::entry_pop) or [`entry_push!`](crate::entry_push). What the first sequence does not
-/// do, the second tries, and goes on to the slow path at once where the ids are not in its field.
+/// A front with its sequence, and behind it an aside with one of its own: to go back would be one jump more.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __rseq_entry_half {
+    ($field:literal, $section:ident, $front:expr $(, $aside:expr)?) => {
+        concat!(
+            $front,
+            "\n",
+            $crate::__rseq_entry_sequence!($field, $section),
+            $($aside, "\n", $crate::__rseq_entry_sequence!($field, $section),)?
+            "6:\n",
+        )
+    };
+}
+
+/// A function of [`entry_pop!`](crate::entry_pop) or [`entry_push!`](crate::entry_push). What the sequences of one field do
+/// not do, those of the other try, and go on to the slow path at once where the ids are not in their field.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __rseq_entry {
     ([$($before:tt)*] $name:ident [$($signature:tt)*] [$otherwise:expr] [$entry:path] [$shift:expr] [$scale:expr] [$slow:path]
-     [$front:expr] [$second:expr] [$section:ident] [$aside:expr] [$other:expr] [$($operands:tt)*]) => {
+     [$section:ident] [$front:expr $(, $aside:expr)?] [$second:expr $(, $other:expr)?] [$($operands:tt)*]) => {
         #[unsafe(naked)]
         $($before)* fn $name $($signature)* {
             core::arch::naked_asm!(
                 ".cfi_startproc",
-                $front,
-                "5:",
-                $crate::__rseq_entry_sequence!("24", $section),
-                $aside,
-                "6:",
-                $second,
-                "5:",
-                $crate::__rseq_entry_sequence!("4", $section),
-                $other,
-                "6:",
+                $crate::__rseq_entry_half!("24", $section, $front $(, $aside)?),
+                $crate::__rseq_entry_half!("4", $section, $second $(, $other)?),
                 "jmp {slow}",
                 // Each function has a section of its own, so this aligns its start.
                 ".p2align 6",

@@ -13,6 +13,7 @@ pub(crate) enum Step {
     StaticPop,
     StaticPush(usize),
     EntryPop,
+    EntryPopAside,
     EntryPush(usize),
     Replace,
     CompareStore(usize, usize),
@@ -33,8 +34,8 @@ pub(crate) enum Step {
 }
 
 use Step::{
-    Add, CompareCompareStore, CompareLoadStore, CompareStore, EntryPop, EntryPush, Exchange, Extend, Link, LoadStore,
-    Pop, PopChained, Push, PushChained, Replace, Seal, StaticPop, StaticPush,
+    Add, CompareCompareStore, CompareLoadStore, CompareStore, EntryPop, EntryPopAside, EntryPush, Exchange, Extend,
+    Link, LoadStore, Pop, PopChained, Push, PushChained, Replace, Seal, StaticPop, StaticPush,
 };
 
 /// There are two chains, so that each operation has one on which it goes its longest way: one whose stack in use is empty,
@@ -48,12 +49,13 @@ pub(crate) enum Which {
 use Which::{ToPop, ToPush};
 
 /// Every sequence of the crate. Each succeeds on the initial state, so all instructions up to its commit are run.
-pub(crate) const OPERATIONS: [Step; 16] = [
+pub(crate) const OPERATIONS: [Step; 17] = [
     Pop,
     Push(300),
     StaticPop,
     StaticPush(300),
     EntryPop,
+    EntryPopAside,
     EntryPush(300),
     Replace,
     CompareStore(10, 11),
@@ -121,7 +123,7 @@ impl Step {
     /// What to try on it.
     pub(crate) fn disturbances(self) -> &'static [Disturbance] {
         match self {
-            Pop | Push(_) | StaticPop | StaticPush(_) | EntryPop | EntryPush(_) => &TO_STACKS,
+            Pop | Push(_) | StaticPop | StaticPush(_) | EntryPop | EntryPopAside | EntryPush(_) => &TO_STACKS,
             Replace => &TO_HEADERS,
             CompareStore(..) | CompareCompareStore(..) | Add(_) | Seal(_) => &TO_WORDS,
             LoadStore | CompareLoadStore(_) | Link(_) => &TO_LISTS,
@@ -136,7 +138,7 @@ impl Step {
 
     /// Whether it leaves it to the caller to try again.
     pub(crate) fn is_one_attempt(self) -> bool {
-        matches!(self, Pop | Push(_) | StaticPop | StaticPush(_) | EntryPop | EntryPush(_))
+        matches!(self, Pop | Push(_) | StaticPop | StaticPush(_) | EntryPop | EntryPopAside | EntryPush(_))
     }
 }
 
@@ -224,7 +226,7 @@ impl State {
         let differs = Answer::Not(Outcome::Differs);
         let stack = &mut self.stacks[self.current];
         match step {
-            Pop | StaticPop | EntryPop => stack.pop().map_or(differs, Answer::Took),
+            Pop | StaticPop | EntryPop | EntryPopAside => stack.pop().map_or(differs, Answer::Took),
             Push(p) | StaticPush(p) | EntryPush(p) if stack.len() == ROOM || stack.last() == Some(&p) => differs,
             Push(p) | StaticPush(p) | EntryPush(p) => {
                 stack.push(p);

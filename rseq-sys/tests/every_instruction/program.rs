@@ -94,27 +94,28 @@ mod by_entry {
     }
 
     rseq_sys::entry_pop! {
-        extern "C" fn take(displacement: usize) -> *mut u8 = {
-            let _ = nothing;
+        /// At displacement 0; by the aside unless that is what it is given.
+        extern "C" fn take(which: usize) -> *mut u8 = {
+            let _ = (nothing, which);
             // SAFETY: the headers are at displacement 0.
-            unsafe { TABLE.pop(displacement) }
+            unsafe { TABLE.pop(0) }
         };
         entry TAKE, shift SHIFT, scale 1, slow nothing,
         fronts [
-            "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f",
-            "mov rcx, rdi\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f"
+            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f\n test rdi, rdi\n jnz 7f",
+            "7:\n xor ecx, ecx";
+            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f\n test rdi, rdi\n jnz 7f",
+            "7:\n xor ecx, ecx"
         ],
-        asides ["", ""],
     }
 
     rseq_sys::entry_push! {
         unsafe extern "C" fn put_or_refuse(p: usize) = otherwise(p);
         entry PUT, shift SHIFT, scale 8, stack STACK, slow refuse,
         fronts [
-            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f",
+            "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 16]\n jae 6f";
             "xor ecx, ecx\n cmp rcx, qword ptr [rip + {entry} + 32]\n jae 6f"
         ],
-        asides ["", ""],
     }
 
     /// Whether the stack took `p`.
@@ -315,6 +316,7 @@ impl World {
             Step::StaticPop => static_pop(),
             Step::StaticPush(p) => static_push(p),
             Step::EntryPop => unless_aborted(|| took(by_entry::take(0))),
+            Step::EntryPopAside => unless_aborted(|| took(by_entry::take(1))),
             Step::EntryPush(p) => unless_aborted(|| by_entry::put(p).then_some(Answer::Did)),
             Step::Replace => replace(self.vcpu, id, m),
             Step::CompareStore(expect, new) => compare_store(self.vcpu, id, m, expect, new),
