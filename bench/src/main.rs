@@ -136,7 +136,7 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     texts::write(&texts)?;
     let wanted = Wanted {
         constant: measures.iter().any(|measure| measure.kind == Kind::Constant),
-        workloads: measures.iter().any(|measure| !matches!(measure.kind, Kind::Loop | Kind::Constant)),
+        workloads: measures.iter().any(|measure| !matches!(measure.kind, Kind::Loop | Kind::Calls | Kind::Constant)),
         hello: measures.iter().any(|measure| measure.kind == Kind::Hello),
     };
     let runner = Runner { programs: &programs, amounts: amounts(options), texts, progress: &progress };

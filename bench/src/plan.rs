@@ -4,7 +4,7 @@ use bench_workloads::crew::cpus;
 use bench_workloads::loops::Loop;
 use bench_workloads::workloads;
 
-use crate::contenders::{Contender, Group};
+use crate::contenders::{Contender, GLIBC, Group};
 use crate::programs::Program;
 
 /// How a measure is taken.
@@ -12,6 +12,8 @@ use crate::programs::Program;
 pub(crate) enum Kind {
     /// A loop, in the default release profile.
     Loop,
+    /// A loop that calls `malloc` and `free` as programs in C do, whose time is mostly that of the calls.
+    Calls,
     /// A loop with constant layouts and fat LTO.
     Constant,
     /// A workload, for throughput and memory.
@@ -44,7 +46,7 @@ impl Measure {
     /// The program that it runs in.
     pub(crate) fn program(&self, contender: &Contender) -> Program {
         match self.kind {
-            Kind::Loop | Kind::Workload | Kind::Memory => Program::Child,
+            Kind::Loop | Kind::Calls | Kind::Workload | Kind::Memory => Program::Child,
             Kind::Constant => Program::Constant,
             Kind::Latency => Program::Latency,
             Kind::Hello if contender.group == Group::Preloaded => Program::Hello,
@@ -58,6 +60,7 @@ impl Measure {
             Kind::Loop | Kind::Workload | Kind::Latency | Kind::Memory => true,
             // Preloaded libraries are never inlined, and forcing a mode changes nothing about inlining.
             Kind::Constant => contender.group == Group::Crates,
+            Kind::Calls => contender.group == Group::Preloaded || contender.name == GLIBC,
             Kind::Hello => contender.group != Group::Forced,
         }
     }
@@ -67,6 +70,7 @@ impl Measure {
 pub(crate) fn key(kind: Kind, name: &str) -> String {
     match kind {
         Kind::Loop | Kind::Workload | Kind::Memory | Kind::Hello => name.to_owned(),
+        Kind::Calls => format!("c {name}"),
         Kind::Constant => format!("lto {name}"),
         Kind::Latency => format!("latency {name}"),
     }
@@ -88,6 +92,9 @@ pub(crate) fn all(only: &[impl AsRef<str>]) -> Vec<Measure> {
         let name = each.to_string();
         let measure = Measure { kind: Kind::Loop, name, operation: "block", has_floor: false };
         let constant = matches!(each, Loop::Pairs(_) | Loop::Bursts(..) | Loop::Together(..));
+        if matches!(each, Loop::Pairs(_)) {
+            all.push(Measure { kind: Kind::Calls, has_floor: true, ..measure.clone() });
+        }
         if constant {
             all.push(Measure { kind: Kind::Constant, ..measure.clone() });
         }
@@ -129,7 +136,7 @@ mod tests {
     #[test]
     fn measures_are_selected_by_a_part_of_their_names() {
         let keys: Vec<String> = all(&["pairs/64"]).iter().map(Measure::key).collect();
-        assert_eq!(keys, ["pairs/64", "lto pairs/64"]);
+        assert_eq!(keys, ["pairs/64", "c pairs/64", "lto pairs/64"]);
         assert!(all(&["latency json"]).len() == 1 && all(&["no such"]).is_empty());
         assert_eq!(all(&["latency json", "bursts/1000/lifo"]).len(), 3);
     }

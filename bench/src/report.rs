@@ -136,6 +136,7 @@ fn figures(
     };
     let axis = "time relative to this allocator's; right of 1 is slower";
     figure("Loops, default profile", axis, times(Kind::Loop))?;
+    figure("Pairs as in C, above the calls", axis, times(Kind::Calls))?;
     figure("Loops, fat LTO and constant layouts", axis, times(Kind::Constant))?;
     figure("Workloads, time of an operation", axis, times(Kind::Workload))?;
     figure("Start and end of a process", axis, times(Kind::Hello))?;

@@ -151,12 +151,15 @@ impl Runner<'_> {
 
     fn visit(&self, measure: &Measure, contender: &Contender, floor: bool) -> Result<Outcome, String> {
         let millis = match measure.kind {
-            Kind::Loop | Kind::Constant => self.amounts.loop_millis,
+            Kind::Loop | Kind::Calls | Kind::Constant => self.amounts.loop_millis,
             Kind::Workload | Kind::Memory => self.amounts.workload_millis,
             Kind::Latency => self.amounts.latency_millis,
             Kind::Hello => return self.hello(measure, contender),
         };
         let mut arguments = self.arguments(measure, millis);
+        if measure.kind == Kind::Calls {
+            arguments.push("--calls".to_owned());
+        }
         if floor {
             arguments.push("--floor".to_owned());
         }

@@ -117,6 +117,9 @@ fn a_soak_ends_after_its_time_with_whole_repetitions() {
 fn floors_are_measured_where_there_are_any() {
     let texts = Texts::new("floor");
     assert!(outcome(CHILD, "producer-consumer/64", &texts.0, &["--floor"]).operations > 0);
+    for more in [&["--calls"][..], &["--calls", "--floor"]] {
+        assert!(outcome(CHILD, "pairs/16", &texts.0, more).operations > 0);
+    }
     assert!(start(CHILD, &["json", "--floor"]).unwrap_err().contains("has no floor"));
 }
 

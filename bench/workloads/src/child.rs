@@ -1,7 +1,7 @@
 //! The `main` of the programs: runs one loop or workload and prints its outcome as a line of JSON.
 //!
 //! ```text
-//! PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor]
+//! PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--calls] [--floor]
 //! PROGRAM MEMORY-NAME [--mib N] [--seconds N] [--phase-millis N]
 //! PROGRAM --describe
 //! PROGRAM --list
@@ -20,7 +20,7 @@ use crate::live;
 use crate::loops::{Layouts, Loop};
 use crate::memory;
 use crate::outcome::{Description, Outcome};
-use crate::subjects::{FORGOTTEN, Global};
+use crate::subjects::{Calls, EmptyCalls, FORGOTTEN, Global};
 use crate::usage::{self, Usage};
 use crate::workloads::{self, Settings};
 
@@ -70,6 +70,7 @@ struct Arguments {
     millis: u64,
     divisor: usize,
     texts: PathBuf,
+    calls: bool,
     floor: bool,
     memory: memory::Amounts,
 }
@@ -77,7 +78,7 @@ struct Arguments {
 /// How often a workload that did nothing is given a longer span.
 const LONGER: usize = 3;
 
-const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--floor] [--mib N] [--seconds N] \
+const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--calls] [--floor] [--mib N] [--seconds N] \
                      [--phase-millis N], or --describe, or --list";
 
 fn arguments() -> Result<Arguments, String> {
@@ -86,6 +87,7 @@ fn arguments() -> Result<Arguments, String> {
         millis: 300,
         divisor: 1,
         texts: PathBuf::new(),
+        calls: false,
         floor: false,
         memory: memory::Amounts::default(),
     };
@@ -97,6 +99,7 @@ fn arguments() -> Result<Arguments, String> {
             "--millis" => arguments.millis = number(value()?)?,
             "--divisor" => arguments.divisor = number(value()?)? as usize,
             "--texts" => arguments.texts = value()?.into(),
+            "--calls" => arguments.calls = true,
             "--floor" => arguments.floor = true,
             "--mib" => arguments.memory.mib = number(value()?)? as usize,
             "--seconds" => arguments.memory.time = Duration::from_secs(number(value()?)?),
@@ -146,7 +149,12 @@ fn names() -> Vec<String> {
 }
 
 fn a_loop(each: Loop, layouts: Layouts, arguments: &Arguments) -> Outcome {
-    let timed = if arguments.floor { each.on(FORGOTTEN, layouts) } else { each.on(Global, layouts) };
+    let timed = match (arguments.calls, arguments.floor) {
+        (true, true) => each.on(EmptyCalls::default(), layouts),
+        (true, false) => each.on(Calls::default(), layouts),
+        (false, true) => each.on(FORGOTTEN, layouts),
+        (false, false) => each.on(Global, layouts),
+    };
     timed.sample(Duration::from_millis(arguments.millis))
 }
 

@@ -1,8 +1,11 @@
-//! The two allocators that every program here has: its own, and the stand-in that is none.
+//! The allocators that every program here has: its own, the C library's or what is preloaded in its place, and
+//! stand-ins that are none.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ffi::{c_long, c_void};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The program's `#[global_allocator]`, through the functions that every `Box` and `Vec` goes through.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,70 @@ unsafe impl GlobalAlloc for Global {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: as in `alloc`.
         unsafe { std::alloc::realloc(block, layout, new_size) }
+    }
+}
+
+/// `malloc` and `free` of the C library, or of what is preloaded, as programs in C call them: through pointers.
+///
+/// Good for blocks with C's alignment that are neither zeroed nor grown.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    malloc: unsafe extern "C" fn(usize) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self { malloc: black_box(libc::malloc), free: black_box(libc::free) }
+    }
+}
+
+// SAFETY: C's contract, for the layouts above.
+unsafe impl GlobalAlloc for Calls {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: always sound.
+        unsafe { (self.malloc)(layout.size()) }.cast()
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
+        // SAFETY: a block of the function beside it.
+        unsafe { (self.free)(block.cast()) }
+    }
+}
+
+/// What [`Calls`] cost by themselves: two calls into a library, of a function of four instructions that returns its
+/// argument. All blocks are the same word.
+///
+/// Good for one thread with one block of which the first word is used.
+#[derive(Clone, Copy, Debug)]
+pub struct EmptyCalls {
+    malloc: unsafe extern "C" fn(c_long) -> c_long,
+    free: unsafe extern "C" fn(c_long) -> c_long,
+}
+
+impl Default for EmptyCalls {
+    fn default() -> Self {
+        // It leaves numbers that are not negative, such as addresses, as they are.
+        Self { malloc: black_box(libc::labs), free: black_box(libc::labs) }
+    }
+}
+
+// SAFETY: for the use above, the word is there. It is no allocator for anybody else.
+unsafe impl GlobalAlloc for EmptyCalls {
+    #[inline]
+    unsafe fn alloc(&self, _layout: Layout) -> *mut u8 {
+        static PLACE: AtomicU64 = AtomicU64::new(0);
+        // SAFETY: always sound.
+        let place = unsafe { (self.malloc)(PLACE.as_ptr().expose_provenance() as c_long) };
+        std::ptr::with_exposed_provenance_mut(place as usize)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
+        // SAFETY: always sound.
+        unsafe { (self.free)(block.expose_provenance() as c_long) };
     }
 }
 
