@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use alloc_core::{Mode, RseqAlloc, Stats};
 use integration::configuration::{Configuration, best_index, expect_arenas, why_no_index};
-use integration::disturb::allowed_cpus;
+use integration::disturb::{allowed_cpus, pin};
 use integration::harness::Check;
-use integration::{child, pattern};
+use integration::{child, pattern, scenes};
 
 /// Node and cache by number of the CPU.
 static PLACES: [(u8, u8); 1024] = {
@@ -28,7 +28,7 @@ integration::configuration!(
     RseqAlloc::new().places(&PLACES),
     Configuration {
         name: "nodes",
-        enter,
+        enter: || scenes::enter(&[("exhaust", exhaust_one_node), ("age", leave_magazines_to_another_cache)]),
         promise,
         checks: &[
             Check::new("memory_comes_from_the_node_of_the_thread", memory_comes_from_the_node_of_the_thread),
@@ -45,19 +45,6 @@ integration::configuration!(
         ],
     }
 );
-
-/// Names the scene that a child plays.
-const SCENE: &str = "NODES_SCENE";
-
-fn enter() {
-    match std::env::var(SCENE).as_deref() {
-        Ok("exhaust") => exhaust_one_node(),
-        Ok("age") => leave_magazines_to_another_cache(),
-        Ok(name) => panic!("no such scene: {name}"),
-        Err(_) => return,
-    }
-    std::process::exit(0);
-}
 
 fn promise(mode: &Mode) -> Result<(), String> {
     let stats = alloc_core::stats();
@@ -91,15 +78,6 @@ fn on<R: Send>(cpu: usize, f: impl FnOnce() -> R + Send) -> R {
         });
         pinned.join().expect("the pinned thread")
     })
-}
-
-fn pin(cpu: usize) {
-    // SAFETY: all zero is a valid set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the number is below the size of the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: a valid set for the calling thread.
-    assert_eq!(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }, 0);
 }
 
 /// A block with contents that depend on its address.
@@ -273,14 +251,7 @@ fn blocks_grow_and_shrink_where_they_are() {
 }
 
 fn play(scene: &str, options: &str) {
-    let finished = {
-        // A backtrace takes memory that a limit may refuse.
-        let mut again = child::again();
-        again.env(SCENE, scene).env("RSEQ_ALLOC", options).env("RUST_BACKTRACE", "0");
-        child::run(&mut again, Duration::from_secs(60))
-    };
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
+    scenes::run(scene, options);
 }
 
 /// Promise: magazines in the depot of a cache where nobody runs any more go back to the spans, too.

@@ -6,38 +6,24 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use alloc_core::RseqAlloc;
-use integration::child;
 use integration::harness::{self, Check};
 use integration::random::Random;
 use integration::resident::resident;
+use integration::scenes;
 
 static ALLOC: RseqAlloc = RseqAlloc::new();
 
-/// Names the scene that a child plays.
-const SCENE: &str = "RETURNS_SCENE";
-const LIMIT: Duration = Duration::from_secs(60);
-
 fn main() -> ExitCode {
-    match std::env::var(SCENE).as_deref() {
-        Ok("purge") => play_purge(),
-        Ok("sparse") => play_sparse(),
-        Ok("decay") => play_decay(),
-        Ok(name) => panic!("no such scene: {name}"),
-        Err(_) => {
-            return harness::main(&[&[
-                Check::new("a_purge_leaves_what_was_there_before", || play("purge", "")),
-                Check::new("a_purge_returns_pages_inside_spans", || play("sparse", "")),
-                Check::new("pages_inside_spans_decay", || play("decay", "decay=600")),
-            ]]);
-        }
-    }
-    ExitCode::SUCCESS
+    scenes::enter(&[("purge", play_purge), ("sparse", play_sparse), ("decay", play_decay)]);
+    harness::main(&[&[
+        Check::new("a_purge_leaves_what_was_there_before", || play("purge", "")),
+        Check::new("a_purge_returns_pages_inside_spans", || play("sparse", "")),
+        Check::new("pages_inside_spans_decay", || play("decay", "decay=600")),
+    ]])
 }
 
 fn play(scene: &str, options: &str) {
-    let finished = child::run(child::again().env(SCENE, scene).env("RSEQ_ALLOC", options), LIMIT);
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
+    scenes::run(scene, options);
 }
 
 fn layout(size: usize) -> Layout {
