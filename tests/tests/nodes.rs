@@ -1,5 +1,5 @@
 //! Several NUMA nodes and last-level caches, as the allocator is told: CPUs with even numbers are of one node, those with
-//! odd ones of another, and each node has two caches. Apart from the shared body the promises are those that such systems
+//! odd ones of another, and each node has two caches. Apart from the parts of the shared body that this can change the promises are those that such systems
 //! need; they take two CPUs, one of each node.
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -10,7 +10,7 @@ use alloc_core::{Mode, RseqAlloc, Stats};
 use integration::configuration::{Configuration, best_index, expect_arenas, why_no_index};
 use integration::disturb::{allowed_cpus, pin};
 use integration::harness::Check;
-use integration::{child, pattern, scenes};
+use integration::{body, child, pattern, scenes};
 
 /// Node and cache by number of the CPU.
 static PLACES: [(u8, u8); 1024] = {
@@ -30,6 +30,8 @@ integration::configuration!(
         name: "nodes",
         enter: || scenes::enter(&[("exhaust", exhaust_one_node), ("age", leave_magazines_to_another_cache)]),
         promise,
+        // Signals, registrations and the like know nothing of nodes; forks are below.
+        body: &[body::BLOCKS, body::THREADS, body::MEMORY],
         checks: &[
             Check::new("memory_comes_from_the_node_of_the_thread", memory_comes_from_the_node_of_the_thread),
             Check::new("frees_from_elsewhere_go_back_to_the_owner", frees_from_elsewhere_go_back_to_the_owner),
@@ -317,7 +319,7 @@ fn forks_under_load() {
                 pin(cpu);
                 let mut rounds = 0;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    integration::body::churn_patterned(rounds, 200);
+                    body::churn_patterned(rounds, 200);
                     rounds += 1;
                     if rounds % 16 == 0 {
                         alloc_core::purge();
@@ -329,7 +331,7 @@ fn forks_under_load() {
         for number in 0..40 {
             outcome = child::fork(Duration::from_secs(20), || {
                 for cpu in cpus().into_iter().flatten() {
-                    on(cpu, || integration::body::churn_patterned(100 + number, 300));
+                    on(cpu, || body::churn_patterned(100 + number, 300));
                 }
                 alloc_core::purge();
             });
