@@ -142,8 +142,6 @@ fn silent() {
     assert_eq!(blocked & expected, expected, "all signals are blocked");
     let mut text = [0_u8; 4096];
     let path = std::ffi::CString::new(thread.join("status").into_os_string().into_encoded_bytes()).expect("a path");
-    // What the reading above has left is given back meanwhile; then it sleeps.
-    std::thread::sleep(2 * DECAY);
     let mut switches = || {
         // SAFETY: a valid path.
         let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY) };
@@ -155,11 +153,18 @@ fn silent() {
         let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         line.and_then(|number| number.trim().parse::<u64>().ok()).expect("a number")
     };
-    let before = switches();
-    std::thread::sleep(Duration::from_millis(3000));
-    let after = switches();
-    println!("switches of the thread: {before}, three seconds later {after}");
-    assert_eq!(before, after, "the thread wakes up although nothing is to be done");
+    // What the reading above has left is given back first; a thread that never sleeps has no such three seconds ever.
+    let start = Instant::now();
+    loop {
+        let before = switches();
+        std::thread::sleep(Duration::from_millis(3000));
+        let after = switches();
+        println!("switches of the thread: {before}, three seconds later {after}");
+        if before == after {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the thread wakes up although nothing is to be done");
+    }
 }
 
 /// The thread does not survive a fork; the child creates its own.
@@ -178,8 +183,11 @@ fn silent_child() {
 /// Without the option nothing runs beside the program: what is free stays until the program comes back.
 fn kept_when_silent() {
     let (before, peak) = rise_and_fall(sizes(1));
+    let kept = resident();
+    // On a slow machine some goes back while the rest is freed.
+    assert!(kept > before + (peak - before) / 8, "{kept} bytes are resident, {peak} were");
     std::thread::sleep(2 * DECAY);
-    let now = resident().saturating_sub(before);
-    assert!(now > (peak - before) / 2, "{now} bytes are resident: who gave the others back?");
+    let now = resident();
+    assert!(now + MIB > kept, "{now} bytes of {kept} are resident: who gave the others back?");
     assert!(background().is_none());
 }
