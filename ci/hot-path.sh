@@ -16,7 +16,7 @@ fi
 
 target=${CARGO_TARGET_DIR:-target}
 cargo build --quiet --release -p hot-path --bin hot_path --bin count_hot_path
-cargo build --quiet --profile lto -p hot-path --bin hot_path
+cargo build --quiet --profile lto -p hot-path --no-default-features --bin hot_path
 
 status=0
 "$target/release/hot_path" >/dev/null

@@ -2,7 +2,7 @@
 # Runs rseq-sys and the allocator on real kernels, libcs and numbers of CPUs, and prints a table with a line for each
 # combination. Status 0 only if every row chose the expected mode and had no failure.
 #
-#     ci/kernels.sh [--short] [--list] [WORD...]
+#     ci/kernels.sh [--short] [--list | --install] [WORD...]
 #
 # Without --short every row is run, with all tests; that takes most of an hour. --short is what CI runs, within five
 # minutes on two quiet processors once "cargo test --release" has built: fewer rows (in_short_form below), in most guests
@@ -10,7 +10,7 @@
 # architectures, and guests with 1, 4 and 16 CPUs.
 #
 # WORDs select the rows that have them all, for instance "6.12 arm64 4-cpus", "musl", "host"; --list prints what is
-# selected and ends.
+# selected and ends, --install only installs what it needs.
 #
 # Each row runs the probe, the tests of rseq-sys, and the allocator's tests foreign and stress (ci/kernels/run-rows.sh):
 # on this machine, and in guests that run Debian's own kernels under QEMU's emulation. Everything is built here; what is
@@ -21,14 +21,15 @@ cd "$(dirname "$0")/.."
 
 out=${CARGO_TARGET_DIR:-target}/kernels
 form=long
-list=false
+list=false only_install=false
 words=()
 for argument; do
     case $argument in
     --short) form=short ;;
     --list) list=true ;;
+    --install) only_install=true ;;
     -*)
-        printf 'usage: ci/kernels.sh [--short] [--list] [WORD...]\n' >&2
+        printf 'usage: ci/kernels.sh [--short] [--list | --install] [WORD...]\n' >&2
         exit 2
         ;;
     *) words+=("$argument") ;;
@@ -219,6 +220,7 @@ all_rows >"$out/all-rows"
 printf '%s\n' "$selected" >"$out/rows"
 mapfile -t needed < <(builds)
 phase 'install' ci/kernels/install.sh packages "${needed[@]}"
+! $only_install || exit 0
 phase 'build and run' run_all "${needed[@]}"
 printf 'kernels: all: %d s\n' $SECONDS >&2
 ci/kernels/table.sh "$form" "$out"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs programs as Debian ships them with librseqalloc.so preloaded, and compares what comes out with a run without it.
 #
-#     ci/programs.sh [--list] [PROGRAM...]
+#     ci/programs.sh [--list | --install] [PROGRAM...]
 #
-# All of them, or those named; --list prints the names. Each is a file ci/programs/PROGRAM.sh, which says what it runs;
+# All of them, or those named; --list prints the names, --install only installs what they need. Each is a file ci/programs/PROGRAM.sh, which says what it runs;
 # ci/programs/compare.sh says how it is judged. One line for each program and mode of the allocator:
 #
 #     seconds and peak    with and without the library; the peak is the largest resident process. For information only
@@ -25,13 +25,14 @@ readonly AT_ONCE=2
 readonly LIMIT=600
 
 usage() {
-    printf 'usage: ci/programs.sh [--list] [PROGRAM...]; programs: %s\n' "${ALL[*]}" >&2
+    printf 'usage: ci/programs.sh [--list | --install] [PROGRAM...]; programs: %s\n' "${ALL[*]}" >&2
     exit 2
 }
 
-selected=()
+selected=() only_install=false
 for argument; do
     case $argument in
+    --install) only_install=true ;;
     --list)
         printf '%s\n' "${ALL[@]}"
         exit 0
@@ -101,6 +102,7 @@ finish_one() {
 }
 
 install
+! $only_install || exit 0
 build
 trap stop_all EXIT
 trap 'exit 130' INT

@@ -27,77 +27,44 @@ enum Steps {
     PerDoubling(usize),
 }
 
-/// A table: steps, each up to a size. The last of these is `MEDIUM_MAX`.
+/// The steps that tables are made of, in the order in which sizes meet them.
+const STEPS: [Steps; 4] = [Steps::Of(8), Steps::Of(16), Steps::PerDoubling(8), Steps::PerDoubling(4)];
+
+/// A table of classes.
 struct Table {
     name: &'static str,
-    parts: &'static [(usize, Steps)],
+    /// Up to which size the first three of [`STEPS`] go; where one ends as the one before it does, there is none. The last
+    /// goes up to `MEDIUM_MAX`.
+    up_to: [usize; 3],
+}
+
+const fn table(name: &'static str, up_to: [usize; 3]) -> Table {
+    Table { name, up_to }
 }
 
 /// The allocator's own.
-const OURS: Table = Table {
-    name: "8 to 64, 16 to 1 KiB, eight steps to 16 KiB, four above",
-    parts: &[
-        (64, Steps::Of(8)),
-        (SMALL_MAX, Steps::Of(16)),
-        (16 << 10, Steps::PerDoubling(8)),
-        (MEDIUM_MAX, Steps::PerDoubling(4)),
-    ],
-};
+const OURS: Table = table("8 to 64, 16 to 1 KiB, eight steps to 16 KiB, four above", [64, SMALL_MAX, 16 << 10]);
 
 /// A class for each size that the alignment leaves: what remains no table can save.
-const ALL: Table =
-    Table { name: "all multiples of 8: what alignment alone wastes", parts: &[(MEDIUM_MAX, Steps::Of(8))] };
+const ALL: Table = table("all multiples of 8: what alignment alone wastes", [MEDIUM_MAX; 3]);
 
 const TABLES: [Table; 9] = [
     ALL,
     OURS,
-    Table {
-        name: "the same, four steps from 1 KiB",
-        parts: &[(64, Steps::Of(8)), (SMALL_MAX, Steps::Of(16)), (MEDIUM_MAX, Steps::PerDoubling(4))],
-    },
-    Table {
-        name: "the same, eight steps to 64 KiB",
-        parts: &[
-            (64, Steps::Of(8)),
-            (SMALL_MAX, Steps::Of(16)),
-            (64 << 10, Steps::PerDoubling(8)),
-            (MEDIUM_MAX, Steps::PerDoubling(4)),
-        ],
-    },
-    Table {
-        name: "the same, eight steps to 256 KiB",
-        parts: &[
-            (64, Steps::Of(8)),
-            (SMALL_MAX, Steps::Of(16)),
-            (256 << 10, Steps::PerDoubling(8)),
-            (MEDIUM_MAX, Steps::PerDoubling(4)),
-        ],
-    },
-    Table {
-        name: "8 to 128, then as ours",
-        parts: &[
-            (128, Steps::Of(8)),
-            (SMALL_MAX, Steps::Of(16)),
-            (16 << 10, Steps::PerDoubling(8)),
-            (MEDIUM_MAX, Steps::PerDoubling(4)),
-        ],
-    },
-    Table { name: "8 to 128, eight steps above", parts: &[(128, Steps::Of(8)), (MEDIUM_MAX, Steps::PerDoubling(8))] },
-    Table {
-        name: "8, 16 to 128, four steps above (as jemalloc)",
-        parts: &[(8, Steps::Of(8)), (128, Steps::Of(16)), (MEDIUM_MAX, Steps::PerDoubling(4))],
-    },
-    Table {
-        name: "8 to 64, four steps above (as mimalloc)",
-        parts: &[(64, Steps::Of(8)), (MEDIUM_MAX, Steps::PerDoubling(4))],
-    },
+    table("the same, four steps from 1 KiB", [64, SMALL_MAX, SMALL_MAX]),
+    table("the same, eight steps to 64 KiB", [64, SMALL_MAX, 64 << 10]),
+    table("the same, eight steps to 256 KiB", [64, SMALL_MAX, 256 << 10]),
+    table("8 to 128, then as ours", [128, SMALL_MAX, 16 << 10]),
+    table("8 to 128, eight steps above", [128, 128, MEDIUM_MAX]),
+    table("8, 16 to 128, four steps above (as jemalloc)", [8, 128, 128]),
+    table("8 to 64, four steps above (as mimalloc)", [64; 3]),
 ];
 
 impl Table {
     /// Bytes of the block that serves a request of 1 to `MEDIUM_MAX` bytes.
     fn block(&self, size: usize) -> usize {
-        let steps = self.parts.iter().find(|(up_to, _)| size <= *up_to).expect("the last part goes up to MEDIUM_MAX").1;
-        size.next_multiple_of(match steps {
+        let part = self.up_to.iter().position(|&up_to| size <= up_to).unwrap_or(self.up_to.len());
+        size.next_multiple_of(match STEPS[part] {
             Steps::Of(bytes) => bytes,
             Steps::PerDoubling(steps) => (1 << (size - 1).ilog2()) / steps,
         })

@@ -2,7 +2,7 @@
 //!
 //! [`configuration!`](crate::configuration!) expands to the `#[global_allocator]`, a constructor that allocates before
 //! `main`, and a `main` that enters the configuration (some need the process to be executed again under another
-//! environment or filter), then runs the shared body and the configuration's own checks.
+//! environment or filter), then runs its part of the shared body and the configuration's own checks.
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -24,6 +24,8 @@ pub struct Configuration {
     pub enter: fn(),
     /// Says what is wrong with the reported mode, if anything.
     pub promise: fn(&Mode) -> Result<(), String>,
+    /// What it runs of the shared body.
+    pub body: &'static [&'static [Check]],
     /// Checks beyond the shared body.
     pub checks: &'static [Check],
 }
@@ -58,7 +60,8 @@ pub fn main(configuration: &'static Configuration) -> ExitCode {
         return body::play(&role);
     }
     println!("configuration {}: {}", configuration.name, alloc_core::mode());
-    let code = harness::main(&[&[Check::new("mode_is_what_was_promised", mode)], body::CHECKS, configuration.checks]);
+    let promised: &[Check] = &[Check::new("mode_is_what_was_promised", mode)];
+    let code = harness::main(&[&[promised], configuration.body, &[configuration.checks]].concat());
     println!("{}", alloc_core::stats());
     code
 }

@@ -16,8 +16,10 @@
 //! | [`disturb`] | timers that signal threads, and the CPUs to move them to |
 //! | [`pattern`] | contents derived from address and owner, and their verification |
 //! | [`report`] | last words that need no allocator |
+//! | [`scenes`] | what is played in a process of its own, with options in the environment |
 //! | [`resident`] | bytes of resident memory, read without allocating |
 //! | [`random`] | a small generator, seeded per test |
+//! | [`touched`] | blocks of the global allocator whose pages are resident |
 
 pub mod body;
 pub mod child;
@@ -28,3 +30,5 @@ pub mod pattern;
 pub mod random;
 pub mod report;
 pub mod resident;
+pub mod scenes;
+pub mod touched;

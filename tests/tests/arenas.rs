@@ -26,6 +26,7 @@ integration::configuration!(
             std::process::exit(0);
         },
         promise,
+        body: integration::body::ALL,
         checks: &[
             Check::new("threads_have_arenas_of_their_own", || {
                 let finished = child::run(child::again().env(ALONE, "threads"), Duration::from_secs(60));

@@ -7,7 +7,7 @@ use integration::configuration::{
 
 integration::configuration!(
     RseqAlloc::new().index(IndexChoice::CpuId),
-    Configuration { name: "cpu_id", enter: || (), promise, checks: &[] }
+    Configuration { name: "cpu_id", enter: || (), promise, body: integration::body::ALL, checks: &[] }
 );
 
 fn promise(mode: &Mode) -> Result<(), String> {

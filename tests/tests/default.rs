@@ -6,7 +6,10 @@ use integration::configuration::{
     Configuration, best_index, expect_arenas, expect_index, libc_registers, why_no_index,
 };
 
-integration::configuration!(RseqAlloc::new(), Configuration { name: "default", enter: || (), promise, checks: &[] });
+integration::configuration!(
+    RseqAlloc::new(),
+    Configuration { name: "default", enter: || (), promise, body: integration::body::ALL, checks: &[] }
+);
 
 fn promise(mode: &Mode) -> Result<(), String> {
     let registrar = if libc_registers() { "registered by libc" } else { "registered by ourselves" };

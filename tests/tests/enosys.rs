@@ -10,6 +10,7 @@ integration::configuration!(
         name: "enosys",
         enter: || execute_with_rseq_answering(libc::ENOSYS),
         promise,
+        body: integration::body::ALL,
         checks: &[Check::new("libc_could_not_register", libc_could_not_register)],
     }
 );

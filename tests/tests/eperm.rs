@@ -10,6 +10,8 @@ integration::configuration!(
         name: "eperm",
         enter: || execute_with_rseq_answering(libc::EPERM),
         promise,
+        // Another reason for the same arenas as in the test `enosys`, which runs the rest.
+        body: &[integration::body::THREADS, integration::body::PROCESS],
         checks: &[Check::new("libc_could_not_register", libc_could_not_register)],
     }
 );

@@ -4,7 +4,6 @@
 //!
 //! Each scene is a process of its own, with its options in the environment.
 
-use std::alloc::{GlobalAlloc, Layout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,8 @@ use integration::child;
 use integration::harness::{self, Check};
 use integration::random::Random;
 use integration::resident::resident;
+use integration::scenes::{self, Scenes};
+use integration::touched::Block;
 
 #[global_allocator]
 static GLOBAL: RseqAlloc = RseqAlloc::new();
@@ -26,66 +27,32 @@ const REST: usize = if PEAK / 20 > 16 * MIB { PEAK / 20 } else { 16 * MIB };
 const DECAY: Duration = Duration::from_millis(4000);
 /// How long to wait for what takes little more than that.
 const PATIENCE: Duration = DECAY.saturating_mul(8);
-const OPTIONS: &str = "decay=4000";
 
-const SCENE: &str = "INTEGRATION_SCENE";
-
-/// Name, options beyond [`OPTIONS`], and what happens.
-const SCENES: &[(&str, &str, fn())] = &[
-    ("light", "index=auto", light_activity),
-    ("light_arenas", "index=arenas", light_activity),
-    ("one_size", "index=auto", light_activity_of_another_size),
-    ("silent", "background=on", silent),
-    ("silent_arenas", "background=on,index=arenas", silent),
-    ("silent_child", "background=on", silent_child),
-    ("kept", "background=off", kept_when_silent),
+const SCENES: &Scenes = &[
+    ("light", light_activity),
+    ("one_size", light_activity_of_another_size),
+    ("silent", silent),
+    ("silent_child", silent_child),
+    ("kept", kept_when_silent),
 ];
 
 fn main() -> ExitCode {
-    if let Ok(scene) = std::env::var(SCENE) {
-        let (_, _, play) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
-        play();
-        return ExitCode::SUCCESS;
-    }
+    scenes::enter(SCENES);
     harness::main(&[&[
-        Check::new("light_activity_follows_the_curve", || run("light")),
-        Check::new("light_activity_on_arenas_follows_the_curve", || run("light_arenas")),
-        Check::new("light_activity_of_another_size_follows_the_curve", || run("one_size")),
-        Check::new("a_silent_process_gives_back_by_its_thread", || run("silent")),
-        Check::new("a_silent_process_on_arenas_gives_back_by_its_thread", || run("silent_arenas")),
-        Check::new("a_silent_child_of_fork_gives_back_by_its_thread", || run("silent_child")),
-        Check::new("without_the_thread_there_is_none", || run("kept")),
+        Check::new("light_activity_follows_the_curve", || run("light", "index=auto")),
+        Check::new("light_activity_on_arenas_follows_the_curve", || run("light", "index=arenas")),
+        Check::new("light_activity_of_another_size_follows_the_curve", || run("one_size", "index=auto")),
+        Check::new("a_silent_process_gives_back_by_its_thread", || run("silent", "background=on")),
+        Check::new("a_silent_process_on_arenas_gives_back_by_its_thread", || {
+            run("silent", "background=on,index=arenas")
+        }),
+        Check::new("a_silent_child_of_fork_gives_back_by_its_thread", || run("silent_child", "background=on")),
+        Check::new("without_the_thread_there_is_none", || run("kept", "background=off")),
     ]])
 }
 
-fn run(scene: &str) {
-    let (_, options, _) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
-    let options = format!("{OPTIONS},{options}");
-    let finished = child::run(
-        child::again().env(SCENE, scene).env("RSEQ_ALLOC", options).env("RUST_BACKTRACE", "0"),
-        Duration::from_secs(115),
-    );
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
-}
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).expect("a valid layout")
-}
-
-/// A block whose pages are touched.
-fn allocate(size: usize) -> *mut u8 {
-    // SAFETY: the size is not zero.
-    let block = unsafe { GLOBAL.alloc(layout(size)) };
-    assert!(!block.is_null());
-    // SAFETY: a fresh block of at least that size.
-    unsafe { block.write_bytes(1, size) };
-    block
-}
-
-fn free(block: *mut u8, size: usize) {
-    // SAFETY: allocated with this layout, and given up here.
-    unsafe { GLOBAL.dealloc(block, layout(size)) };
+fn run(scene: &str, options: &str) {
+    scenes::run(scene, &format!("decay={},{options}", DECAY.as_millis()));
 }
 
 fn sizes(seed: u64) -> impl FnMut() -> usize {
@@ -95,21 +62,18 @@ fn sizes(seed: u64) -> impl FnMut() -> usize {
 
 /// Allocates [`PEAK`] bytes in blocks of `size()` and frees them; returns the resident bytes before and at the peak.
 fn rise_and_fall(mut size: impl FnMut() -> usize) -> (usize, usize) {
-    let mut blocks: Vec<(*mut u8, usize)> = Vec::with_capacity(PEAK / 100);
+    let mut blocks: Vec<Block> = Vec::with_capacity(PEAK / 100);
     let before = resident();
     let mut bytes = 0;
     while bytes < PEAK {
         let size = size();
-        blocks.push((allocate(size), size));
+        blocks.push(Block::new(size));
         bytes += size;
     }
     let peak = resident();
     assert!(peak >= before + PEAK);
-    let list = blocks.len() * size_of::<(*mut u8, usize)>();
-    for (block, size) in blocks.drain(..) {
-        free(block, size);
-    }
     // The list itself was resident, too, and goes at once.
+    let list = blocks.len() * size_of::<Block>();
     drop(blocks);
     (before, peak - list)
 }
@@ -142,8 +106,7 @@ fn expect_curve(start: Instant, before: usize, peak: usize, mut act: impl FnMut(
 fn pairs(mut size: impl FnMut() -> usize) -> impl FnMut() {
     move || {
         for _ in 0..5 {
-            let size = size();
-            free(allocate(size), size);
+            drop(Block::new(size()));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -179,8 +142,6 @@ fn silent() {
     assert_eq!(blocked & expected, expected, "all signals are blocked");
     let mut text = [0_u8; 4096];
     let path = std::ffi::CString::new(thread.join("status").into_os_string().into_encoded_bytes()).expect("a path");
-    // What the reading above has left is given back meanwhile; then it sleeps.
-    std::thread::sleep(2 * DECAY);
     let mut switches = || {
         // SAFETY: a valid path.
         let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY) };
@@ -192,11 +153,18 @@ fn silent() {
         let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         line.and_then(|number| number.trim().parse::<u64>().ok()).expect("a number")
     };
-    let before = switches();
-    std::thread::sleep(Duration::from_millis(3000));
-    let after = switches();
-    println!("switches of the thread: {before}, three seconds later {after}");
-    assert_eq!(before, after, "the thread wakes up although nothing is to be done");
+    // What the reading above has left is given back first; a thread that never sleeps has no such three seconds ever.
+    let start = Instant::now();
+    loop {
+        let before = switches();
+        std::thread::sleep(Duration::from_millis(3000));
+        let after = switches();
+        println!("switches of the thread: {before}, three seconds later {after}");
+        if before == after {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the thread wakes up although nothing is to be done");
+    }
 }
 
 /// The thread does not survive a fork; the child creates its own.
@@ -215,8 +183,11 @@ fn silent_child() {
 /// Without the option nothing runs beside the program: what is free stays until the program comes back.
 fn kept_when_silent() {
     let (before, peak) = rise_and_fall(sizes(1));
+    let kept = resident();
+    // On a slow machine some goes back while the rest is freed.
+    assert!(kept > before + (peak - before) / 8, "{kept} bytes are resident, {peak} were");
     std::thread::sleep(2 * DECAY);
-    let now = resident().saturating_sub(before);
-    assert!(now > (peak - before) / 2, "{now} bytes are resident: who gave the others back?");
+    let now = resident();
+    assert!(now + MIB > kept, "{now} bytes of {kept} are resident: who gave the others back?");
     assert!(background().is_none());
 }

@@ -1,5 +1,5 @@
 //! Several NUMA nodes and last-level caches, as the allocator is told: CPUs with even numbers are of one node, those with
-//! odd ones of another, and each node has two caches. Apart from the shared body the promises are those that such systems
+//! odd ones of another, and each node has two caches. Apart from the parts of the shared body that this can change the promises are those that such systems
 //! need; they take two CPUs, one of each node.
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use alloc_core::{Mode, RseqAlloc, Stats};
 use integration::configuration::{Configuration, best_index, expect_arenas, why_no_index};
-use integration::disturb::allowed_cpus;
+use integration::disturb::{allowed_cpus, pin};
 use integration::harness::Check;
-use integration::{child, pattern};
+use integration::{body, child, pattern, scenes};
 
 /// Node and cache by number of the CPU.
 static PLACES: [(u8, u8); 1024] = {
@@ -28,8 +28,10 @@ integration::configuration!(
     RseqAlloc::new().places(&PLACES),
     Configuration {
         name: "nodes",
-        enter,
+        enter: || scenes::enter(&[("exhaust", exhaust_one_node), ("age", leave_magazines_to_another_cache)]),
         promise,
+        // Signals, registrations and the like know nothing of nodes; forks are below.
+        body: &[body::BLOCKS, body::THREADS, body::MEMORY],
         checks: &[
             Check::new("memory_comes_from_the_node_of_the_thread", memory_comes_from_the_node_of_the_thread),
             Check::new("frees_from_elsewhere_go_back_to_the_owner", frees_from_elsewhere_go_back_to_the_owner),
@@ -45,19 +47,6 @@ integration::configuration!(
         ],
     }
 );
-
-/// Names the scene that a child plays.
-const SCENE: &str = "NODES_SCENE";
-
-fn enter() {
-    match std::env::var(SCENE).as_deref() {
-        Ok("exhaust") => exhaust_one_node(),
-        Ok("age") => leave_magazines_to_another_cache(),
-        Ok(name) => panic!("no such scene: {name}"),
-        Err(_) => return,
-    }
-    std::process::exit(0);
-}
 
 fn promise(mode: &Mode) -> Result<(), String> {
     let stats = alloc_core::stats();
@@ -91,15 +80,6 @@ fn on<R: Send>(cpu: usize, f: impl FnOnce() -> R + Send) -> R {
         });
         pinned.join().expect("the pinned thread")
     })
-}
-
-fn pin(cpu: usize) {
-    // SAFETY: all zero is a valid set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the number is below the size of the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: a valid set for the calling thread.
-    assert_eq!(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }, 0);
 }
 
 /// A block with contents that depend on its address.
@@ -273,14 +253,7 @@ fn blocks_grow_and_shrink_where_they_are() {
 }
 
 fn play(scene: &str, options: &str) {
-    let finished = {
-        // A backtrace takes memory that a limit may refuse.
-        let mut again = child::again();
-        again.env(SCENE, scene).env("RSEQ_ALLOC", options).env("RUST_BACKTRACE", "0");
-        child::run(&mut again, Duration::from_secs(60))
-    };
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
+    scenes::run(scene, options);
 }
 
 /// Promise: magazines in the depot of a cache where nobody runs any more go back to the spans, too.
@@ -346,7 +319,7 @@ fn forks_under_load() {
                 pin(cpu);
                 let mut rounds = 0;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    integration::body::churn_patterned(rounds, 200);
+                    body::churn_patterned(rounds, 200);
                     rounds += 1;
                     if rounds % 16 == 0 {
                         alloc_core::purge();
@@ -358,7 +331,7 @@ fn forks_under_load() {
         for number in 0..40 {
             outcome = child::fork(Duration::from_secs(20), || {
                 for cpu in cpus().into_iter().flatten() {
-                    on(cpu, || integration::body::churn_patterned(100 + number, 300));
+                    on(cpu, || body::churn_patterned(100 + number, 300));
                 }
                 alloc_core::purge();
             });

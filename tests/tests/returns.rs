@@ -6,38 +6,24 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use alloc_core::RseqAlloc;
-use integration::child;
 use integration::harness::{self, Check};
 use integration::random::Random;
 use integration::resident::resident;
+use integration::scenes;
 
 static ALLOC: RseqAlloc = RseqAlloc::new();
 
-/// Names the scene that a child plays.
-const SCENE: &str = "RETURNS_SCENE";
-const LIMIT: Duration = Duration::from_secs(60);
-
 fn main() -> ExitCode {
-    match std::env::var(SCENE).as_deref() {
-        Ok("purge") => play_purge(),
-        Ok("sparse") => play_sparse(),
-        Ok("decay") => play_decay(),
-        Ok(name) => panic!("no such scene: {name}"),
-        Err(_) => {
-            return harness::main(&[&[
-                Check::new("a_purge_leaves_what_was_there_before", || play("purge", "")),
-                Check::new("a_purge_returns_pages_inside_spans", || play("sparse", "")),
-                Check::new("pages_inside_spans_decay", || play("decay", "decay=600")),
-            ]]);
-        }
-    }
-    ExitCode::SUCCESS
+    scenes::enter(&[("purge", play_purge), ("sparse", play_sparse), ("decay", play_decay)]);
+    harness::main(&[&[
+        Check::new("a_purge_leaves_what_was_there_before", || play("purge", "decay=never")),
+        Check::new("a_purge_returns_pages_inside_spans", || play("sparse", "decay=never")),
+        Check::new("pages_inside_spans_decay", || play("decay", "decay=600")),
+    ]])
 }
 
 fn play(scene: &str, options: &str) {
-    let finished = child::run(child::again().env(SCENE, scene).env("RSEQ_ALLOC", options), LIMIT);
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
+    scenes::run(scene, options);
 }
 
 fn layout(size: usize) -> Layout {
@@ -109,13 +95,15 @@ fn play_purge() {
     assert!(left <= 1 << 20, "{left} bytes above the floor");
 }
 
-/// Frees a random 90% of blocks of 32 MiB. Sizes in few classes, so that the caches hold little.
-fn sparse() -> Vec<Block> {
+/// Frees a random 90% of blocks of 32 MiB; returns the others, and when it began and what was resident then: on a slow
+/// machine some goes before the last is freed. Sizes in few classes, so that the caches hold little.
+fn sparse() -> (Vec<Block>, Instant, usize) {
     let mut random = Random::new(8);
     let mut blocks = blocks(32 << 20, &mut random, |random| [400, 640, 1024][random.below(3)]);
     let keep = blocks.len() / 10;
+    let (start, before) = (Instant::now(), resident());
     blocks.drain(keep..).for_each(Block::free);
-    blocks
+    (blocks, start, before)
 }
 
 /// What has to go: of a page of 4 KiB it is free of blocks with a probability of 0.9^11 for 400 bytes to 0.9^4 for 1024,
@@ -127,8 +115,7 @@ fn expected() -> usize {
 
 /// Promise: a purge gives back OS pages without a block in use, inside spans in use; the others keep their contents.
 fn play_sparse() {
-    let rest = sparse();
-    let before = resident();
+    let (rest, _, before) = sparse();
     let bytes = alloc_core::purge();
     let gone = before.saturating_sub(resident());
     let inside = alloc_core::stats().returned_in_spans;
@@ -140,9 +127,7 @@ fn play_sparse() {
 /// Promise: the same happens by itself over the decay interval, if now and then a call leaves the caches, as those for
 /// large blocks do.
 fn play_decay() {
-    let rest = sparse();
-    let before = resident();
-    let start = Instant::now();
+    let (rest, start, before) = sparse();
     let mut inside = 0;
     while start.elapsed() < Duration::from_secs(20) {
         // SAFETY: the size is not 0; freed with the same layout.

@@ -4,18 +4,18 @@
 //!
 //! Each scene is a process of its own, with its options in the environment.
 
-use std::alloc::{GlobalAlloc, Layout};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use alloc_core::{IndexKind, RseqAlloc, Stats, stats};
-use integration::child;
 use integration::configuration::best_index;
 use integration::disturb::{allowed_cpus, pin};
 use integration::harness::{self, Check};
 use integration::random::Random;
 use integration::resident::resident;
+use integration::scenes::{self, Scenes};
+use integration::touched::Block;
 
 #[global_allocator]
 static GLOBAL: RseqAlloc = RseqAlloc::new();
@@ -25,91 +25,61 @@ const MIB: usize = 1 << 20;
 const DECAY: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const SCENE: &str = "INTEGRATION_SCENE";
-
-/// Name, options, and what happens.
-const SCENES: &[(&str, &str, fn())] = &[
-    ("cpu", "index=cpu_id,decay=400", idle_goes),
-    ("auto", "index=auto,decay=400", idle_goes),
-    ("thread", "index=cpu_id,decay=400,background=on", silent_goes),
-    ("at_once", "index=cpu_id,decay=0", idle_goes),
-    ("never", "index=cpu_id,decay=never", idle_stays),
-    ("bound", "index=cpu_id,decay=400,cache=1M", bound_holds),
-    ("last", "index=cpu_id,decay=never,cache=1M", last_gets_some),
+const SCENES: &Scenes = &[
+    ("idle_goes", idle_goes),
+    ("silent_goes", silent_goes),
+    ("idle_stays", idle_stays),
+    ("bound", bound_holds),
+    ("last", last_gets_some),
 ];
 
 fn main() -> ExitCode {
-    if let Ok(scene) = std::env::var(SCENE) {
-        let (_, _, play) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
-        play();
-        return ExitCode::SUCCESS;
-    }
+    scenes::enter(SCENES);
     harness::main(&[&[
-        Check::new("an_idle_cpu_gives_back", || run("cpu")),
-        Check::new("an_idle_id_gives_back", || run("auto")),
-        Check::new("all_are_idle_in_a_silent_process", || run("thread")),
-        Check::new("an_idle_cpu_gives_back_with_decay_0", || run("at_once")),
-        Check::new("nothing_is_idle_without_decay", || run("never")),
-        Check::new("the_bound_holds_under_load", || run("bound")),
-        Check::new("who_comes_last_gets_some", || run("last")),
+        Check::new("an_idle_cpu_gives_back", || run("idle_goes", "index=cpu_id,decay=400")),
+        Check::new("an_idle_id_gives_back", || run("idle_goes", "index=auto,decay=400")),
+        Check::new("all_are_idle_in_a_silent_process", || run("silent_goes", "index=cpu_id,decay=400,background=on")),
+        Check::new("an_idle_cpu_gives_back_with_decay_0", || run("idle_goes", "index=cpu_id,decay=0")),
+        Check::new("nothing_is_idle_without_decay", || run("idle_stays", "index=cpu_id,decay=never")),
+        Check::new("the_bound_holds_under_load", || run("bound", "index=cpu_id,decay=400,cache=1M")),
+        Check::new("who_comes_last_gets_some", || run("last", "index=cpu_id,decay=never,cache=1M")),
     ]])
 }
 
-fn run(scene: &str) {
+fn run(scene: &str, options: &str) {
     if best_index().is_none() || !rseq_sys::membarrier::available() || allowed_cpus().len() < 2 {
         return println!("skipped: not two vCPUs that can be drained");
     }
-    let (_, options, _) = SCENES.iter().find(|(name, _, _)| *name == scene).expect("a scene");
-    let finished = child::run(
-        child::again().env(SCENE, scene).env("RSEQ_ALLOC", options).env("RUST_BACKTRACE", "0"),
-        Duration::from_secs(115),
-    );
-    finished.expect_success(scene);
-    print!("{}", finished.stdout);
-}
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).expect("a valid layout")
-}
-
-/// A block whose pages are touched.
-fn allocate(size: usize) -> *mut u8 {
-    // SAFETY: the size is not zero.
-    let block = unsafe { GLOBAL.alloc(layout(size)) };
-    assert!(!block.is_null());
-    // SAFETY: a fresh block of at least that size.
-    unsafe { block.write_bytes(1, size) };
-    block
-}
-
-fn free(block: *mut u8, size: usize) {
-    // SAFETY: allocated with this layout, and given up here.
-    unsafe { GLOBAL.dealloc(block, layout(size)) };
+    scenes::run(scene, options);
 }
 
 /// Blocks of one size, all allocated and then freed.
 fn burst(size: usize, blocks: usize) {
-    let list: Vec<*mut u8> = (0..blocks).map(|_| allocate(size)).collect();
-    list.into_iter().for_each(|block| free(block, size));
+    drop((0..blocks).map(|_| Block::new(size)).collect::<Vec<_>>());
 }
 
 /// Has a thread on another CPU fill the caches there with blocks of many sizes, and end. This one runs meanwhile, so
-/// that it has another concurrency id.
-fn fill_another() {
+/// that it has another concurrency id. Returns what the shards held at most: where this thread is not served for a while,
+/// some may have gone when it comes to look.
+fn fill_another() -> usize {
     let cpus = allowed_cpus();
     pin(cpus[1]);
     std::thread::scope(|scope| {
         let filling = scope.spawn(|| {
             pin(cpus[0]);
+            let mut most = 0;
             // More often than calls are led past the magazines because memory waits.
             for _ in 0..20 {
                 (100..1024).step_by(16).for_each(|size| burst(size, 300));
+                most = most.max(stats().cached_shards);
             }
+            most
         });
         while !filling.is_finished() {
             std::hint::spin_loop();
         }
-    });
+        filling.join().expect("no panic")
+    })
 }
 
 /// Waits until `done`, with a few pairs now and then. The time goes by when nobody else is served, too.
@@ -128,19 +98,17 @@ fn light() -> impl FnMut() {
     let mut random = Random::new(2);
     move || {
         for _ in 0..5 {
-            let size = 100 + random.below(900);
-            free(allocate(size), size);
+            drop(Block::new(100 + random.below(900)));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 fn idle_goes() {
-    fill_another();
-    let before = stats();
-    println!("{} KiB in shards", before.cached_shards >> 10);
-    assert!(before.cached_shards >= MIB, "{before}");
-    expect("the shard is empty", light(), |stats| stats.cached_shards <= before.cached_shards / 16);
+    let filled = fill_another();
+    println!("{} KiB in shards", filled >> 10);
+    assert!(filled >= MIB, "{}", stats());
+    expect("the shard is empty", light(), |stats| stats.cached_shards <= filled / 16);
     let after = stats();
     // Now that it is alone, a thread may be given the other one's concurrency id, and empty that shard itself.
     let shared = alloc_core::mode().index() != Some(IndexKind::CpuId) && after.drains == 0;
@@ -152,8 +120,7 @@ fn idle_goes() {
 
 /// The background thread comes by itself, and finds nothing left to be done.
 fn silent_goes() {
-    fill_another();
-    assert!(stats().cached_shards >= MIB, "{}", stats());
+    assert!(fill_another() >= MIB, "{}", stats());
     let sleep = || std::thread::sleep(Duration::from_millis(10));
     expect("all shards are empty", sleep, |stats| stats.cached_shards == 0 && stats.cache_room == 0);
     expect("the blocks are with the system", sleep, |stats| {
@@ -214,7 +181,7 @@ fn last_gets_some() {
     assert!(before.cache_room > MIB / 2, "{before}");
     let pairs = |times: usize| {
         for round in 0..times {
-            (100..1024).step_by(64).for_each(|size| free(allocate(size), size));
+            (100..1024).step_by(64).for_each(|size| drop(Block::new(size)));
             // What can be done only so often needs time.
             if round.is_multiple_of(16) {
                 std::thread::sleep(Duration::from_millis(1));

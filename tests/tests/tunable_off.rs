@@ -12,6 +12,7 @@ integration::configuration!(
         name: "tunable_off",
         enter: || execute_with("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),
         promise,
+        body: integration::body::ALL,
         checks: &[Check::new("libc_does_not_register", libc_does_not_register)],
     }
 );

@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <sys/wait.h>
 
-enum { THREADS = 4, SLOTS = 512, FORKS = 200 };
+enum { THREADS = 4, SLOTS = 512 };
 
 static void *slots[SLOTS];
 static volatile int stop;
@@ -86,13 +86,15 @@ static void *some(void *seed)
 }
 
 /* Children of a process with four allocating threads allocate themselves, free what the parent's threads made, start
- * threads, and fork once more. One that hangs is ended by its alarm. */
+ * threads, and fork once more. One that hangs is ended by its alarm. FORKS in the environment says how many. */
 CASE(forks)
 {
+    int forks = atoi(getenv("FORKS"));
+    CHECK(forks > 0);
     pthread_t threads[THREADS];
     for (uintptr_t i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, forever, (void *)(i + 1)) == 0);
-    for (int i = 0; i < FORKS; i++) {
+    for (int i = 0; i < forks; i++) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {

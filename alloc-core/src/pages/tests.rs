@@ -594,6 +594,18 @@ enum Limit {
 }
 
 impl Limit {
+    /// What this process has of it, in bytes: address space is the first figure of `/proc/self/statm`, data the sixth.
+    /// Nothing of std's, which would allocate in a child of fork.
+    fn used(self) -> u64 {
+        let field = if matches!(self, Limit::AddressSpace) { 0 } else { 5 };
+        let mut pages = None;
+        crate::os::file::for_each_line(c"/proc/self/statm", |line| {
+            let figure = core::str::from_utf8(line).ok().and_then(|line| line.split_ascii_whitespace().nth(field));
+            pages = figure.and_then(|figure| figure.parse::<u64>().ok());
+        });
+        pages.unwrap_or(0) * crate::os::mapping::page_size() as u64
+    }
+
     /// Sets the limit of this process, a child made for it.
     fn set(self, bytes: u64) -> bool {
         let resource = match self {
@@ -627,9 +639,10 @@ fn a_child_of_fork_goes_on() {
     assert!(words(run.addr, 10).iter().all(|&word| word == 5));
 }
 
-/// Uses up what a limit leaves, then sees `None` and recovers after a free and after the limit is lifted.
-fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
-    if !limit.set(bytes) {
+/// Uses up what a limit leaves, `room` above what is used, then sees `None` and recovers after a free and after the limit
+/// is lifted. What is used is looked up here, in the child: in the parent other tests map and unmap meanwhile.
+fn exhaust(heap: &'static PageHeap, limit: Limit, room: u64) -> bool {
+    if !limit.set(limit.used() + room) {
         return false;
     }
     let mut last = None;
@@ -658,19 +671,11 @@ fn exhaust(heap: &'static PageHeap, limit: Limit, bytes: u64) -> bool {
         && heap.allocate(PAGES, 1, Kind::Dense).is_some()
 }
 
-/// Field `index` of `/proc/self/statm`, in bytes: 0 is address space, 5 is data.
-fn statm(index: usize) -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split_whitespace().nth(index).unwrap().parse().unwrap();
-    pages * crate::os::mapping::page_size() as u64
-}
-
 #[test]
 #[cfg_attr(miri, ignore = "no fork")]
 fn a_data_limit_gives_none_and_recovers() {
     let heap = heap(512, 0);
-    let bytes = statm(5) + (300 << 20);
-    in_child(heap, || exhaust(heap, Limit::Data, bytes));
+    in_child(heap, || exhaust(heap, Limit::Data, 300 << 20));
 }
 
 /// Other tests of this process hold much address space, so a sixteenth of the limit may be more than what is left, and
@@ -679,8 +684,7 @@ fn a_data_limit_gives_none_and_recovers() {
 #[cfg_attr(miri, ignore = "no fork")]
 fn a_small_address_space_shrinks_the_reservation() {
     let heap = heap(0, 0);
-    let bytes = statm(0) + (300 << 20);
-    in_child(heap, || exhaust(heap, Limit::AddressSpace, bytes));
+    in_child(heap, || exhaust(heap, Limit::AddressSpace, 300 << 20));
 }
 
 proptest::proptest! {

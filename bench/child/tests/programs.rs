@@ -98,7 +98,7 @@ fn a_heap_that_is_watched_is_resident_and_its_frees_are_seen() {
         assert!((0.98..1.2).contains(&found.peak_over_live()), "{name}: {found:?}");
         assert!((found.left as f64 / found.live as f64 - left).abs() < 0.03, "{name}: {found:?}");
         assert!(found.faults > 0 && found.metadata.is_none(), "{name}: {found:?}");
-        assert!(found.after(0.0).is_some() && found.after(1.0).is_some() && found.after(2.0).is_none());
+        assert!(found.after(0.0).is_some() && found.after(1.0).is_some() && found.after(30.0).is_none());
     }
 }
 

@@ -112,15 +112,20 @@ mod tests {
 
     #[test]
     fn threads_are_counted_after_the_warm_up() {
-        let pace = threads(SPAN, 3, |_, hand| {
-            while hand.goes_on() {
-                thread::sleep(Duration::from_millis(1));
-                hand.did(2);
-            }
+        // Where others have the CPUs no worker may be served within the shortest.
+        let counted = [SPAN.length, SPAN.length * 10, SPAN.length * 100].into_iter().any(|length| {
+            let pace = threads(Span { length, ..SPAN }, 3, |_, hand| {
+                while hand.goes_on() {
+                    thread::sleep(Duration::from_millis(1));
+                    hand.did(2);
+                }
+            });
+            // Three workers, two operations a millisecond each, and nothing of the warm-up.
+            let most = (pace.time.as_millis() as u64 + 1) * 6;
+            assert!(pace.time >= length && pace.operations <= most, "{pace:?}");
+            pace.operations >= 2
         });
-        assert!(pace.time >= SPAN.length);
-        // Three workers, two operations a millisecond each, and nothing of the warm-up.
-        assert!((2..=(pace.time.as_millis() as u64 + 1) * 6).contains(&pace.operations), "{pace:?}");
+        assert!(counted);
     }
 
     #[test]

@@ -166,14 +166,18 @@ unsafe fn unregister() {
 /// Promise: `stats()` and its text need no memory, and the figures fit together.
 pub(super) fn statistics_need_no_memory() {
     use std::fmt::Write;
-    let before = alloc_core::stats();
     let mut line = report::Line::new();
-    for _ in 0..1000 {
-        line = report::Line::new();
-        write!(line, "{} {}", alloc_core::stats(), alloc_core::mode()).expect("a text");
-    }
+    // Threads of the check before may be in their last destructors, which free something.
+    let silent = (0..100).any(|_| {
+        let before = alloc_core::stats().allocated;
+        for _ in 0..1000 {
+            line = report::Line::new();
+            write!(line, "{} {}", alloc_core::stats(), alloc_core::mode()).expect("a text");
+        }
+        before == alloc_core::stats().allocated
+    });
+    assert!(silent, "statistics allocate");
     let after = alloc_core::stats();
-    assert_eq!(before.allocated, after.allocated, "statistics allocate");
     let text = after.to_string();
     assert!(!text.contains('\n') && !text.is_empty(), "one line: {text}");
     std::hint::black_box(line);

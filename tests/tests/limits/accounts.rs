@@ -1,14 +1,15 @@
 //! The figures: what is mapped is the sum of its parts, at any time when nothing is on its way.
 
-use super::{Blocks, MIB, MODES, play as play_scene, settled_stats};
+use super::{Blocks, MIB, MODES, settled_stats};
 use integration::random::Random;
+use integration::scenes;
 
 /// Promise: `mapped` is what the program has, what caches and free pages hold, what was given back, metadata, and a
 /// waste that is small; and the limits count all of it but what was given back.
 pub(super) fn add_up() {
     for mode in MODES {
         for decay in ["decay=0", "decay=200", "decay=never"] {
-            play_scene("accounts", &format!("{mode},{decay}"));
+            scenes::run("accounts", &format!("{mode},{decay}"));
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the kernel is told about the heap's regions: names, and whether they should be huge pages.
 
-use super::{ALLOC, Blocks, MIB, layout, play as play_scene};
+use super::{ALLOC, Blocks, MIB, layout};
+use integration::scenes;
 use std::alloc::GlobalAlloc;
 
 /// Promise: where the kernel names memory, every region of the heap can be found in `/proc/self/maps`; where it does not,
 /// nothing is said about it.
 pub(super) fn regions_have_names() {
-    let finished = play_scene("names", "");
+    let finished = scenes::run("names", "");
     assert_eq!(finished.stderr, "");
 }
 
@@ -56,7 +57,7 @@ pub(super) fn advice_is_what_was_chosen() {
     for (options, expected) in
         [("", "- - hg"), ("thp=system", "- - hg"), ("thp=on", "hg hg hg"), ("thp=off", "nh nh nh")]
     {
-        assert_eq!(play_scene("advice", options).stdout.trim(), expected, "with {options:?}");
+        assert_eq!(scenes::run("advice", options).stdout.trim(), expected, "with {options:?}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! A percentage of the cgroup's limit, in a real cgroup where one can be made. How its files are found is tested with
 //! files of all kinds in `alloc-core` itself.
 
-use super::{MIB, play as play_scene, print_limits};
+use super::{MIB, print_limits};
+use integration::scenes;
 use std::path::{Path, PathBuf};
 
 /// Names the group that the child enters.
@@ -40,7 +41,7 @@ pub(super) fn percent_of_the_group() {
         Ok(group) => {
             // SAFETY: no other thread of this process runs.
             unsafe { std::env::set_var(GROUP, &group.0) };
-            let finished = play_scene("cgroup", "soft_limit=50%,hard_limit=75%");
+            let finished = scenes::run("cgroup", "soft_limit=50%,hard_limit=75%");
             assert_eq!(finished.stdout, format!("soft {} hard {}\n", 128 * MIB, 192 * MIB));
         }
         Err(reason) => println!("skipped: no cgroup can be made here: {reason}"),

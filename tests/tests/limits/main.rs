@@ -10,38 +10,31 @@ mod soft;
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use alloc_core::{RseqAlloc, Stats};
-use integration::child::{self, Finished};
 use integration::harness::{self, Check};
+use integration::scenes;
 
 static ALLOC: RseqAlloc = RseqAlloc::new();
 
-/// Names the scene that a child plays.
-const SCENE: &str = "LIMITS_SCENE";
 const MIB: usize = 1 << 20;
 
 fn main() -> ExitCode {
-    if let Ok(scene) = std::env::var(SCENE) {
-        match scene.as_str() {
-            "hard" => hard::play(),
-            "hard_threads" => hard::play_threads(),
-            "hard_growth" => hard::play_growth(),
-            "hard_change" => hard::play_change(),
-            "soft" => soft::play(),
-            "soft_growth" => soft::play_growth(),
-            "soft_caches" => soft::play_caches(),
-            "soft_resize" => soft::play_resize(),
-            "cgroup" => cgroup::play(),
-            "accounts" => accounts::play(),
-            "names" => advice::play_names(),
-            "advice" => advice::play_advice(),
-            "limits" => print_limits(),
-            _ => panic!("no such scene: {scene}"),
-        }
-        return ExitCode::SUCCESS;
-    }
+    scenes::enter(&[
+        ("hard", hard::play),
+        ("hard_threads", hard::play_threads),
+        ("hard_growth", hard::play_growth),
+        ("hard_change", hard::play_change),
+        ("soft", soft::play),
+        ("soft_growth", soft::play_growth),
+        ("soft_caches", soft::play_caches),
+        ("soft_resize", soft::play_resize),
+        ("cgroup", cgroup::play),
+        ("accounts", accounts::play),
+        ("names", advice::play_names),
+        ("advice", advice::play_advice),
+        ("limits", print_limits),
+    ]);
     harness::main(&[&[
         Check::new("hard_limit_is_kept_and_recovered_from", hard::is_kept_and_recovered_from),
         Check::new("hard_limit_under_threads", hard::threads_recover),
@@ -59,16 +52,6 @@ fn main() -> ExitCode {
     ]])
 }
 
-/// Plays a scene in a child with these options.
-fn play(scene: &str, options: &str) -> Finished {
-    let mut command = child::again();
-    command.env(SCENE, scene).env("RSEQ_ALLOC", options).env("MALLOC_ARENA_MAX", "1");
-    let finished = child::run(&mut command, Duration::from_secs(100));
-    finished.expect_success(&format!("{scene} with {options}"));
-    print!("{}", finished.stdout);
-    finished
-}
-
 /// Options of the two kinds of caches, to be joined with others.
 const MODES: [&str; 2] = ["index=auto", "index=arenas"];
 
@@ -80,7 +63,7 @@ fn print_limits() {
 /// Promise: a value that makes no sense is named and ignored, and the others apply.
 fn wrong_values_are_named_and_ignored() {
     let options = "soft_limit=much,hard_limit=101%,thp=always,soft_limit=7M";
-    let finished = play("limits", options);
+    let finished = scenes::run("limits", options);
     assert_eq!(finished.stdout, format!("soft {} hard 0\n", 7 * MIB));
     for wrong in ["soft_limit=much", "hard_limit=101%", "thp=always"] {
         let line = format!("rseq-alloc: ignored '{wrong}' in RSEQ_ALLOC: expected ");

@@ -1,6 +1,7 @@
 //! The soft limit.
 
-use super::{ALLOC, Blocks, MIB, MODES, layout, play as play_scene, settled_stats};
+use super::{ALLOC, Blocks, MIB, MODES, layout, settled_stats};
+use integration::scenes;
 use std::alloc::GlobalAlloc;
 
 const LIMIT: usize = 64 * MIB;
@@ -8,7 +9,7 @@ const LIMIT: usize = 64 * MIB;
 /// Promise: what is free is given back before the process goes beyond the soft limit, and then the request is served.
 pub(super) fn purges_first() {
     for mode in MODES {
-        play_scene("soft", &format!("{mode},decay=never,soft_limit=64M"));
+        scenes::run("soft", &format!("{mode},decay=never,soft_limit=64M"));
     }
 }
 
@@ -36,7 +37,7 @@ pub(super) fn play() {
 /// Promise: a process that lives above its soft limit purges once for each eighth that it grows, not at each growth.
 pub(super) fn does_not_purge_at_each_growth() {
     for mode in MODES {
-        play_scene("soft_growth", &format!("{mode},soft_limit=64M"));
+        scenes::run("soft_growth", &format!("{mode},soft_limit=64M"));
     }
 }
 
@@ -66,7 +67,7 @@ pub(super) fn play_growth() {
 /// Promise: above the soft limit caches keep a quarter, and freed large mappings are not kept.
 pub(super) fn shrinks_caches() {
     let kept = |options: &str| -> Vec<usize> {
-        let finished = play_scene("soft_caches", options);
+        let finished = scenes::run("soft_caches", options);
         let line = finished.stdout.lines().find_map(|line| line.strip_prefix("cached ")).expect("figures");
         line.split(' ').map(|figure| figure.parse().expect("a number")).collect()
     };
@@ -89,7 +90,7 @@ pub(super) fn play_caches() {
 /// Promise: a large block that grows beyond the soft limit is moved as it would be without one, not copied into a second
 /// one beside it.
 pub(super) fn resize_is_not_turned_into_a_copy() {
-    play_scene("soft_resize", "soft_limit=64M,hard_limit=120M");
+    scenes::run("soft_resize", "soft_limit=64M,hard_limit=120M");
 }
 
 pub(super) fn play_resize() {

@@ -326,6 +326,7 @@ fn locked_memory_stays_and_is_tried_again() {
 /// Threads that take, fill, check and free while sweeps go on: no block changes, none is handed out twice.
 #[test]
 fn blocks_keep_their_contents_beside_sweeps() {
+    const WORKERS: u64 = 3;
     let rounds = if cfg!(miri) { 3 } else { 400 };
     for (size, os_shift) in [(64, 12), (1536, 12), (1024, 14)] {
         let bench = Bench::new(size, os_shift, 0);
@@ -348,7 +349,7 @@ fn blocks_keep_their_contents_beside_sweeps() {
         let gone = core::sync::atomic::AtomicUsize::new(0);
         let (running, gone) = (&running, &gone);
         std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..3)
+            let workers: Vec<_> = (0..WORKERS)
                 .map(|thread| {
                     scope.spawn(move || {
                         let mut random = Random(thread * 7919 + 1);
@@ -402,7 +403,10 @@ fn blocks_keep_their_contents_beside_sweeps() {
         assert!(cfg!(miri) || gone.load(Ordering::Relaxed) > 0, "nothing was returned meanwhile");
         let central = classes[class].lock();
         assert_eq!(central.out, 0);
-        assert!(central.count <= 1 && central.idle == central.count, "{} {}", central.count, central.idle);
+        // Workers that found nothing at the same time have each added a span, and blocks that others freed meanwhile may
+        // have served them all.
+        let spans = (central.count, central.idle);
+        assert!(spans.0 <= WORKERS as usize && spans.1 == spans.0, "{spans:?}");
     }
 }
 
