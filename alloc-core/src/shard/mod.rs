@@ -32,6 +32,7 @@ mod toll;
 pub(crate) mod vcpu;
 
 use self::bound::{Bound, Charge, Room};
+use crate::depot::Put;
 use crate::fatal::{self, Seen};
 use crate::magazine::{self, List, MAGAZINE, NONE, Owned, depth_of_chain, depth_of_list, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
@@ -235,9 +236,9 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
     }
     let now = tick(access);
     if toll::aside(access, bin, now) {
-        return allocate_aside(access, class_index);
+        return allocate_aside(class_index);
     }
-    let Some(place) = place(access, bin, top, now) else { return allocate_aside(access, class_index) };
+    let Some(place) = place(access, bin, top, now) else { return allocate_aside(class_index) };
     let Some(mut magazine) = filled_magazine(access, class_index) else { return Visit::Done(0) };
     let Some(block) = magazine.pop() else {
         stash_empty(access, magazine);
@@ -252,35 +253,22 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
 }
 
 /// A block for a bin that is to stay without a magazine: from one of the depot, else from the spans.
-fn allocate_aside(access: &impl Access, class_index: usize) -> Visit<usize> {
-    let Some(mut magazine) = depot::take_full(class_index) else { return Visit::Bypass };
-    let block = magazine.pop();
-    stash(access, magazine);
-    block.map_or(Visit::Bypass, Visit::Done)
+fn allocate_aside(class_index: usize) -> Visit<usize> {
+    depot::take_block(class_index).map_or(Visit::Bypass, Visit::Done)
 }
 
 /// Returns a block of such a bin: to a magazine of the depot, else to the spans. Where the depot has full ones, the block
 /// goes there with a new one, in which the next ones have room; so does a block that is a span of its own, which
 /// would leave its place to others at once, and need a new one with the next call.
 fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<()> {
-    let mut magazine = match depot::take_full(class_index) {
-        Some(magazine) if magazine::is_full(magazine.top()) => {
-            stash(access, magazine);
-            None
-        }
-        None if class(class_index).blocks > 1 => return Visit::Bypass,
-        some => some,
-    };
-    if magazine.is_none() {
-        magazine = empty_magazine(access).map(|mut magazine| {
-            magazine.prepare(class_index, capacity(class_index));
-            magazine
-        });
+    match depot::put_block(class_index, block) {
+        Put::Done => return Visit::Done(()),
+        Put::Twice => fatal::double_free(block, Seen::Now),
+        Put::NoMagazine if class(class_index).blocks > 1 => return Visit::Bypass,
+        Put::NoMagazine | Put::NoRoom => {}
     }
-    let Some(mut magazine) = magazine else { return Visit::Bypass };
-    if peek(magazine.top()) == block {
-        fatal::double_free(block, Seen::Now);
-    }
+    let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
+    magazine.prepare(class_index, capacity(class_index));
     let pushed = magazine.push(block);
     stash(access, magazine);
     if pushed { Visit::Done(()) } else { Visit::Bypass }
