@@ -34,6 +34,7 @@ const SCENE: &str = "INTEGRATION_SCENE";
 const SCENES: &[(&str, &str, fn())] = &[
     ("light", "index=auto", light_activity),
     ("light_arenas", "index=arenas", light_activity),
+    ("light_of_c", "index=auto", light_activity_of_sizes_as_in_c),
     ("one_size", "index=auto", light_activity_of_another_size),
     ("silent", "background=on", silent),
     ("silent_arenas", "background=on,index=arenas", silent),
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     harness::main(&[&[
         Check::new("light_activity_follows_the_curve", || run("light")),
         Check::new("light_activity_on_arenas_follows_the_curve", || run("light_arenas")),
+        Check::new("light_activity_of_sizes_as_in_c_follows_the_curve", || run("light_of_c")),
         Check::new("light_activity_of_another_size_follows_the_curve", || run("one_size")),
         Check::new("a_silent_process_gives_back_by_its_thread", || run("silent")),
         Check::new("a_silent_process_on_arenas_gives_back_by_its_thread", || run("silent_arenas")),
@@ -152,6 +154,16 @@ fn pairs(mut size: impl FnMut() -> usize) -> impl FnMut() {
 fn light_activity() {
     let (before, peak) = rise_and_fall(sizes(1));
     expect_curve(Instant::now(), before, peak, pairs(sizes(2)));
+}
+
+/// Half as many bins, as the C functions have, and some of them are not called for afterwards.
+fn light_activity_of_sizes_as_in_c() {
+    let from = |least: usize, seed| {
+        let mut random = Random::new(seed);
+        move || 16 * (least + random.below(65 - least))
+    };
+    let (before, peak) = rise_and_fall(from(1, 1));
+    expect_curve(Instant::now(), before, peak, pairs(from(7, 2)));
 }
 
 fn light_activity_of_another_size() {
