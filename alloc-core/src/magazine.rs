@@ -195,6 +195,11 @@ impl Owned {
         usize::from(self.get().count.load(Relaxed))
     }
 
+    /// Bytes of the blocks in it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.count() * class(self.class()).size as usize
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.count() == 0

@@ -11,7 +11,9 @@
 //! list      seal? then leave; load head (and its next), commit the new head
 //! ```
 //!
-//! A replacement installs another magazine, or none where one is unloaded.
+//! A replacement installs another magazine, or none where one is unloaded. A shard has two headers, as each bin of the
+//! allocator has: what the second holds is *parked*. Two replacements carry a magazine from one to the other, and between
+//! them it is the thread's.
 //!
 //! A section notices before each of its steps that it was aborted, and its commit is its last step. A fence aborts the
 //! sections that are running and waits until each has noticed or ended; sections that begin later are not waited for.
@@ -40,6 +42,11 @@ const OPERATIONS: usize = 4;
 const DRAINS: usize = 2;
 /// Aborts in a row, and visits of a shard, after which an operation goes to the central layer.
 const PATIENCE: usize = 3;
+
+/// The headers of a shard: that of the loaded magazine, and that of the parked one.
+const HEADERS: usize = 2;
+const LOADED: usize = 0;
+const PARKED: usize = 1;
 
 /// A top is the magazine's number and its count of blocks; the dummy is both empty and full.
 const DUMMY: usize = usize::MAX;
@@ -100,7 +107,7 @@ impl protocol::Word for Word {
 }
 
 struct Shard {
-    header: Word,
+    headers: [Word; HEADERS],
     filled: Word,
     seal: Word,
     /// Whoever holds it is the thread that runs on this vCPU.
@@ -115,7 +122,7 @@ impl Place for Shard {
     }
 
     fn headers(&self) -> impl Iterator<Item = &Word> {
-        std::iter::once(&self.header)
+        self.headers.iter()
     }
 
     fn lists(&self) -> impl Iterator<Item = &Word> {
@@ -216,37 +223,37 @@ impl<'a> Running<'a> {
     }
 
     /// A block, or the top that had none.
-    fn pop(&mut self) -> Result<Result<usize, usize>, Aborted> {
+    fn pop(&mut self, header: usize) -> Result<Result<usize, usize>, Aborted> {
         self.begin();
         self.step()?;
-        let old = self.shard.header.0.load(SeqCst);
+        let old = self.shard.headers[header].0.load(SeqCst);
         if old == DUMMY || count_of(old) == 0 {
             self.end();
             return Ok(Err(old));
         }
         self.step()?;
         let block = self.model.magazines[magazine_of(old)].slots[count_of(old) - 1].load(SeqCst);
-        self.commit(&self.shard.header, old - 1)?;
+        self.commit(&self.shard.headers[header], old - 1)?;
         Ok(Ok(block))
     }
 
     /// Success, or the top that had no room.
-    fn push(&mut self, block: usize) -> Result<Result<(), usize>, Aborted> {
+    fn push(&mut self, header: usize, block: usize) -> Result<Result<(), usize>, Aborted> {
         self.begin();
         self.step()?;
-        let old = self.shard.header.0.load(SeqCst);
+        let old = self.shard.headers[header].0.load(SeqCst);
         if old == DUMMY || count_of(old) == CAPACITY {
             self.end();
             return Ok(Err(old));
         }
         self.step()?;
         self.model.magazines[magazine_of(old)].slots[count_of(old)].store(block, SeqCst);
-        self.commit(&self.shard.header, old + 1)?;
+        self.commit(&self.shard.headers[header], old + 1)?;
         Ok(Ok(()))
     }
 
     /// Installs `new` where `seen` was. What `seen` named is exclusively the caller's then.
-    fn replace(&mut self, seen: usize, new: usize) -> Result<Result<(), Refused>, Aborted> {
+    fn replace(&mut self, header: usize, seen: usize, new: usize) -> Result<Result<(), Refused>, Aborted> {
         self.begin();
         self.step()?;
         if self.sealed() {
@@ -254,11 +261,11 @@ impl<'a> Running<'a> {
             return Ok(Err(Refused::Sealed));
         }
         self.step()?;
-        if self.shard.header.0.load(SeqCst) != seen && self.model.fault != Fault::ReplaceBlind {
+        if self.shard.headers[header].0.load(SeqCst) != seen && self.model.fault != Fault::ReplaceBlind {
             self.end();
             return Ok(Err(Refused::Differs));
         }
-        self.commit(&self.shard.header, new)?;
+        self.commit(&self.shard.headers[header], new)?;
         Ok(Ok(()))
     }
 
@@ -298,24 +305,51 @@ impl<'a> Running<'a> {
         Ok(Ok(()))
     }
 
-    /// Takes the loaded magazine out, whatever it holds, and leaves none.
-    fn unload(&mut self) {
-        let seen = self.shard.header.0.load(SeqCst);
+    /// Takes the magazine of a header out, whatever it holds, and leaves none.
+    fn take_out(&mut self, header: usize) -> Option<usize> {
+        let seen = self.shard.headers[header].0.load(SeqCst);
         if seen == DUMMY {
-            return;
+            return None;
         }
-        if let Ok(Ok(())) = self.replace(seen, DUMMY) {
+        let taken = matches!(self.replace(header, seen, DUMMY), Ok(Ok(())));
+        if taken {
             self.model.claim(magazine_of(seen));
-            self.model.to_depot(seen);
+        }
+        taken.then_some(seen)
+    }
+
+    /// Takes the loaded magazine out.
+    fn unload(&mut self) {
+        if let Some(top) = self.take_out(LOADED) {
+            self.model.to_depot(top);
+        }
+    }
+
+    /// Moves a magazine from one header to the other, which has none; else to the depot.
+    fn carry(&mut self, from: usize, to: usize) {
+        let Some(top) = self.take_out(from) else { return };
+        self.model.disclaim(magazine_of(top));
+        if !matches!(self.replace(to, DUMMY, top), Ok(Ok(()))) {
+            self.model.claim(magazine_of(top));
+            self.model.to_depot(top);
         }
     }
 
     fn alloc(&mut self) -> usize {
         for _ in 0..PATIENCE {
-            match self.pop() {
+            match self.pop(LOADED) {
                 Err(Aborted) => {}
                 Ok(Ok(block)) => return self.model.hand_out(block),
                 Ok(Err(seen)) => {
+                    match self.pop(PARKED) {
+                        Ok(Ok(block)) => return self.model.hand_out(block),
+                        // What is parked goes back, and the next round takes it from there.
+                        Ok(Err(top)) if top != DUMMY => {
+                            self.carry(PARKED, LOADED);
+                            continue;
+                        }
+                        Ok(Err(_)) | Err(Aborted) => {}
+                    }
                     let found = match self.list_pop() {
                         Ok(Ok(magazine)) => {
                             self.model.claim(magazine);
@@ -336,10 +370,13 @@ impl<'a> Running<'a> {
     fn free(&mut self, block: usize) {
         self.model.take_back(block);
         for _ in 0..PATIENCE {
-            match self.push(block) {
+            match self.push(LOADED, block) {
                 Err(Aborted) => {}
                 Ok(Ok(())) => return,
                 Ok(Err(seen)) => {
+                    if let Ok(Ok(())) = self.push(PARKED, block) {
+                        return;
+                    }
                     let Some(new) = self.model.take_from_depot(|top| count_of(top) < CAPACITY) else { break };
                     self.install(seen, new);
                 }
@@ -351,7 +388,7 @@ impl<'a> Running<'a> {
     /// Exchanges the magazine that was seen for one of ours; puts away whichever of the two is ours afterwards.
     fn install(&mut self, seen: usize, new: usize) {
         self.model.disclaim(magazine_of(new));
-        if let Ok(Ok(())) = self.replace(seen, new) {
+        if let Ok(Ok(())) = self.replace(LOADED, seen, new) {
             if seen == DUMMY {
                 return;
             }
@@ -391,7 +428,7 @@ impl Model {
             magazine.owned.store(true, SeqCst);
         }
         let shard = |header, filled| Shard {
-            header: Word::new(header),
+            headers: [Word::new(header), Word::new(DUMMY)],
             filled: Word::new(filled),
             seal: Word::new(0),
             vcpu: Mutex::new(()),
@@ -452,7 +489,7 @@ impl Model {
     /// The allocator's own protocol; a fault leaves one of its two fences out.
     fn drain(&self) {
         let places: Vec<&Shard> = self.shards.iter().collect();
-        let mut old = [[0; 1]; VCPUS];
+        let mut old = [[0; HEADERS]; VCPUS];
         let mut fences = 0;
         let fence = || {
             fences += 1;
@@ -487,10 +524,7 @@ impl Model {
     fn settle(&self) {
         let mut tops = self.depot.lock().expect("no thread panicked").clone();
         for shard in &self.shards {
-            let header = shard.header.0.load(SeqCst);
-            if header != DUMMY {
-                tops.push(header);
-            }
+            tops.extend(shard.headers.iter().map(|header| header.0.load(SeqCst)).filter(|&top| top != DUMMY));
             let mut head = shard.filled.0.load(SeqCst);
             while head != NO_MAGAZINE {
                 tops.push(top(head - 1, CAPACITY));
@@ -523,6 +557,9 @@ fn execution(fault: Fault) {
                     let mut running = Running::new(&model, index);
                     if thread_rng().gen_bool(0.15) {
                         running.unload();
+                    }
+                    if thread_rng().gen_bool(0.15) {
+                        running.carry(LOADED, PARKED);
                     }
                     // Runs of allocations and runs of frees, so that tops reach both ends.
                     if held.is_empty() || thread_rng().gen_bool(0.6) {

@@ -30,6 +30,7 @@ const PATIENCE: Duration = DECAY.saturating_mul(8);
 
 const SCENES: &Scenes = &[
     ("light", light_activity),
+    ("light_of_c", light_activity_of_sizes_as_in_c),
     ("one_size", light_activity_of_another_size),
     ("silent", silent),
     ("silent_child", silent_child),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     harness::main(&[&[
         Check::new("light_activity_follows_the_curve", || run("light", "index=auto")),
         Check::new("light_activity_on_arenas_follows_the_curve", || run("light", "index=arenas")),
+        Check::new("light_activity_of_sizes_as_in_c_follows_the_curve", || run("light_of_c", "index=auto")),
         Check::new("light_activity_of_another_size_follows_the_curve", || run("one_size", "index=auto")),
         Check::new("a_silent_process_gives_back_by_its_thread", || run("silent", "background=on")),
         Check::new("a_silent_process_on_arenas_gives_back_by_its_thread", || {
@@ -115,6 +117,16 @@ fn pairs(mut size: impl FnMut() -> usize) -> impl FnMut() {
 fn light_activity() {
     let (before, peak) = rise_and_fall(sizes(1));
     expect_curve(Instant::now(), before, peak, pairs(sizes(2)));
+}
+
+/// Half as many bins, as the C functions have, and some of them are not called for afterwards.
+fn light_activity_of_sizes_as_in_c() {
+    let from = |least: usize, seed| {
+        let mut random = Random::new(seed);
+        move || 16 * (least + random.below(65 - least))
+    };
+    let (before, peak) = rise_and_fall(from(1, 1));
+    expect_curve(Instant::now(), before, peak, pairs(from(7, 2)));
 }
 
 fn light_activity_of_another_size() {

@@ -106,38 +106,38 @@ impl Access for OnArena {
         &bound::ARENAS
     }
 
-    fn pop(&self, bin: usize) -> Result<usize, Miss> {
+    fn pop(&self, header: usize) -> Result<usize, Miss> {
         // SAFETY: the lock guards header and chain.
-        let block = unsafe { pop_chained_plain::<STACK>(self.shard.top(bin).as_ptr()) };
+        let block = unsafe { pop_chained_plain::<STACK>(self.shard.top(header).as_ptr()) };
         if block == 0 { Err(Miss::Differs) } else { Ok(block) }
     }
 
-    fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
+    fn push(&self, header: usize, block: usize) -> Result<(), Miss> {
         // SAFETY: the lock guards header and chain; blocks are not 0.
-        done(unsafe { push_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), block) })
+        done(unsafe { push_chained_plain::<STACK>(self.shard.top(header).as_ptr(), block) })
     }
 
-    fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-        let header = self.shard.top(bin);
-        let same = header.load(Ordering::Relaxed) == expect;
+    fn replace(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let word = self.shard.top(header);
+        let same = word.load(Ordering::Relaxed) == expect;
         if same {
-            header.store(new, Ordering::Relaxed);
+            word.store(new, Ordering::Relaxed);
         }
         done(same)
     }
 
-    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+    fn exchange(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
         // SAFETY: the lock guards header and chain; tops lead to magazines, which have the words of chains.
-        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), expect, new, false) })
+        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(header).as_ptr(), expect, new, false) })
     }
 
-    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
+    fn extend(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
         // SAFETY: as in `exchange`.
-        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(bin).as_ptr(), expect, new, true) })
+        done(unsafe { replace_chained_plain::<STACK>(self.shard.top(header).as_ptr(), expect, new, true) })
     }
 
-    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
-        self.shard.top(bin).load(Ordering::Relaxed) == top && magazine::peek(top) == block
+    fn confirm(&self, header: usize, top: usize, block: usize) -> bool {
+        self.shard.top(header).load(Ordering::Relaxed) == top && magazine::peek(top) == block
     }
 
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {

@@ -220,11 +220,11 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::super::idle::least_recent;
-    use super::super::tests::alone;
-    use super::super::{Miss, Visit, allocate, arena::OnArena, free, take_chain};
+    use super::super::tests::{alone, through};
+    use super::super::{HEADERS, Miss, Visit, allocate, arena::OnArena, bin_of, free, take_chain};
     use super::*;
     use crate::magazine::{List, NONE, Owned, for_each_of_chain};
-    use crate::size_class::{BINS, bin};
+    use crate::size_class::bin;
     use crate::{central, depot};
     extern crate std;
     use std::boxed::Box;
@@ -336,9 +336,9 @@ mod tests {
             let mut sum = 0;
             for access in &self.shards {
                 let mut own = 0;
-                for bin in 0..BINS {
-                    let count = |_| own += counted(class_of_bin(bin));
-                    for_each_of_chain(access.shard().top(bin).load(Relaxed), count);
+                for header in 0..HEADERS {
+                    let count = |_| own += counted(class_of_bin(bin_of(header)));
+                    for_each_of_chain(access.shard().top(header).load(Relaxed), count);
                 }
                 assert_eq!(own, access.shard().held.load(Relaxed));
                 sum += own;
@@ -369,30 +369,7 @@ mod tests {
             World::flush(list);
             if batch.is_some() { Room::Made } else { Room::Later }
         }
-        fn pop(&self, bin: usize) -> Result<usize, Miss> {
-            self.own().pop(bin)
-        }
-        fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
-            self.own().push(bin, block)
-        }
-        fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-            self.own().replace(bin, expect, new)
-        }
-        fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-            self.own().exchange(bin, expect, new)
-        }
-        fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-            self.own().extend(bin, expect, new)
-        }
-        fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
-            self.own().confirm(bin, top, block)
-        }
-        fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
-            self.own().list_pop(head)
-        }
-        fn list_push(&self, head: &AtomicUsize, expect: usize, magazine: &Owned) -> Result<(), Miss> {
-            self.own().list_push(head, expect, magazine)
-        }
+        through!(self => self.own());
     }
 
     /// Bursts on all shards in turn, of 16 sizes; a millisecond is 2000 calls. Returns how many calls were served by a

@@ -5,10 +5,9 @@
 
 use super::arena::OnArena;
 use super::protocol::{self, Place, Taken};
-use super::{Shard, arena, bound, gate, idle, vcpu};
+use super::{HEADERS, Shard, arena, bound, gate, idle, vcpu};
 use crate::magazine::{List, NONE};
 use crate::os::futex::{Lock, Locked, LockedGuard};
-use crate::size_class::BINS;
 use crate::{central, depot};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -46,12 +45,12 @@ impl<'a> Batch<'a> {
 /// What only one thread at a time does with the shards of others.
 pub(super) struct Drainer {
     /// What the headers of a batch held before they were exchanged.
-    old: [[usize; BINS]; BATCH],
+    old: [[usize; HEADERS]; BATCH],
     /// How far it has looked for those that nobody uses.
     pub(super) round: idle::Round,
 }
 
-static DRAINER: Locked<Drainer> = Locked::new(Drainer { old: [[0; BINS]; BATCH], round: idle::Round::new() });
+static DRAINER: Locked<Drainer> = Locked::new(Drainer { old: [[0; HEADERS]; BATCH], round: idle::Round::new() });
 
 /// Batches drained.
 static DRAINS: AtomicU64 = AtomicU64::new(0);

@@ -33,7 +33,7 @@ const QUIET_SHARE: u64 = 4;
 const LEAST_QUIET: u64 = 100;
 /// Looks at each shard in that time.
 const LOOKS_PER_QUIET: u64 = 4;
-/// Shards that one tick looks at: their headers are 1.5 KiB each, in the caches of others.
+/// Shards that one tick looks at: their headers are 3 KiB each, in the caches of others.
 const LOOKS: usize = 64;
 
 /// For how many milliseconds a shard has to be quiet, or [`NEVER`].

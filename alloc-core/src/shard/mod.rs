@@ -1,7 +1,8 @@
 //! Shards: the caches of the vCPUs, and of the arenas that stand in for them.
 //!
 //! A shard is one 4 KiB page: per bin the top of the loaded magazine, which leads to a short chain of full and empty
-//! ones, and one list of empty ones for all. What may touch it is decided once for its life:
+//! ones, and the same of the *parked* magazine, which few bins have and only the slow path uses ([`toll`]); and one list
+//! of empty ones for all. What may touch it is decided once for its life:
 //!
 //! * A vCPU's shard changes only by commits of sequences that run on that vCPU ([`vcpu`]), or by the sealed
 //!   [`protocol`].
@@ -32,6 +33,8 @@ mod toll;
 pub(crate) mod vcpu;
 
 use self::bound::{Bound, Charge, Room};
+use self::toll::Way;
+use crate::depot::Put;
 use crate::fatal::{self, Seen};
 use crate::magazine::{self, List, MAGAZINE, NONE, Owned, depth_of_chain, depth_of_list, peek};
 use crate::size_class::{BINS, CLASSES, TABLE, class, class_of_bin};
@@ -56,8 +59,9 @@ const GROW_AFTER: u8 = 16;
 /// See the module's description. All zero is a shard without magazines.
 #[repr(C, align(4096))]
 pub(crate) struct Shard {
-    /// Tops of the loaded magazines. First, so that a bin's displacement is `bin * 8`.
-    tops: [AtomicUsize; BINS],
+    /// The headers: tops of the loaded magazines, then those of the parked ones. First, so that a bin's displacement is
+    /// `bin * 8`.
+    tops: [AtomicUsize; HEADERS],
     /// Head of the list of empty magazines.
     empty: AtomicUsize,
     /// Not 0 while a drainer wants the slow paths to stay away.
@@ -66,9 +70,9 @@ pub(crate) struct Shard {
     room: AtomicUsize,
     /// The same of all its magazines, see [`bound`].
     held: AtomicUsize,
-    /// How often there was to be no more, since a bin last gave up its chain.
+    /// How often there was to be no more, since a header last gave up its chain.
     refused: AtomicUsize,
-    /// The bin that has to do so next.
+    /// The header that has to do so next.
     hand: AtomicUsize,
     /// Magazines exchanged with a header.
     exchanges: AtomicU64,
@@ -86,15 +90,28 @@ const _: () = {
 };
 
 impl Shard {
-    fn top(&self, bin: usize) -> &AtomicUsize {
-        &self.tops[if bin < BINS { bin } else { 0 }]
+    fn top(&self, header: usize) -> &AtomicUsize {
+        &self.tops[if header < HEADERS { header } else { 0 }]
     }
 }
 
-/// Displacement of a bin's header in its shard.
+/// Headers of a shard, two for each bin. That of the loaded magazine has the bin's own number.
+const HEADERS: usize = 2 * BINS;
+
+/// The header of a bin's parked magazine.
+const fn parked(bin: usize) -> usize {
+    BINS + bin
+}
+
+/// The bin that a header is one of.
+const fn bin_of(header: usize) -> usize {
+    header % BINS
+}
+
+/// Displacement of a header in its shard.
 #[inline(always)]
-pub(crate) const fn displacement(bin: usize) -> usize {
-    bin * size_of::<usize>()
+pub(crate) const fn displacement(header: usize) -> usize {
+    header * size_of::<usize>()
 }
 
 /// The bin whose header is at a displacement.
@@ -164,26 +181,29 @@ pub(crate) trait Access {
     fn shard(&self) -> &Shard;
     /// What it is counted in.
     fn bound(&self) -> &'static Bound;
-    /// Does what is due at the time `now` for other shards, if they can be reached from here.
-    fn tick(&self, _now: u64) {}
+    /// Does what is due in the layers below, and for other shards if they can be reached from here. On visits that the
+    /// loaded magazine could not serve. Returns the time in milliseconds.
+    fn tick(&self) -> u64 {
+        tick_below(os::clock::now_ms())
+    }
     /// The shard gets a magazine.
     fn note(&self) {}
     /// Drains others for this one, if they can be reached from here.
     fn make_room(&self, _now: u64) -> Room {
         Room::Never
     }
-    /// Pops from the loaded magazine, or the next full one of its chain.
-    fn pop(&self, bin: usize) -> Result<usize, Miss>;
-    /// Pushes on the loaded magazine, or the next empty one of its chain.
-    fn push(&self, bin: usize, block: usize) -> Result<(), Miss>;
-    /// Stores `new` to a bin's header if it still holds `expect`: another chain in place of the one that was there.
-    fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
-    /// Puts the magazine at `new` in the place of the loaded one, at `expect`, whose neighbours it gets.
-    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
-    /// Puts the magazine at `new` in front of the loaded one, a full one at `expect`.
-    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss>;
-    /// Whether a bin's header holds `top` and the slot there `block`, at one moment.
-    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool;
+    /// Pops from the magazine of a header, or the next full one of its chain.
+    fn pop(&self, header: usize) -> Result<usize, Miss>;
+    /// Pushes on the magazine of a header, or the next empty one of its chain.
+    fn push(&self, header: usize, block: usize) -> Result<(), Miss>;
+    /// Stores `new` to a header if it still holds `expect`: another chain in place of the one that was there.
+    fn replace(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Puts the magazine at `new` in the place of the one at `expect`, whose neighbours it gets.
+    fn exchange(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Puts the magazine at `new` in front of the full one at `expect`.
+    fn extend(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss>;
+    /// Whether a header holds `top` and the slot there `block`, at one moment.
+    fn confirm(&self, header: usize, top: usize, block: usize) -> bool;
     /// Takes the head of a list.
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss>;
     /// Puts a magazine, linked to `expect`, at the head of a list if that is still `expect`.
@@ -221,23 +241,31 @@ impl<T> From<Miss> for Visit<T> {
 
 /// Takes a block of `bin`. `Done(0)` when memory is exhausted.
 pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
-    match access.pop(bin) {
-        Ok(block) => return Visit::Done(block),
-        Err(Miss::Differs) => {}
-        Err(miss) => return miss.into(),
+    let header = access.shard().top(bin);
+    if header.load(Ordering::Relaxed) != NONE {
+        match access.pop(bin) {
+            Ok(block) => return Visit::Done(block),
+            Err(Miss::Differs) => {}
+            Err(miss) => return miss.into(),
+        }
     }
-    let shard = access.shard();
     let class_index = class_of_bin(bin);
-    let top = shard.top(bin).load(Ordering::Relaxed);
+    let top = header.load(Ordering::Relaxed);
     if peek(top) != 0 {
         // Somebody else put blocks there in between.
         return Visit::Again;
     }
-    let now = tick(access);
-    if toll::aside(access, bin, now) {
-        return allocate_aside(access, class_index);
-    }
-    let Some(place) = place(access, bin, top, now) else { return allocate_aside(access, class_index) };
+    let now = match toll::way(access, bin) {
+        Way::Load(now) => now,
+        Way::Aside => return allocate_aside(class_index),
+        Way::Parked => match access.pop(parked(bin)) {
+            Ok(block) => return Visit::Done(block),
+            Err(Miss::Differs) => return toll::end(access, bin),
+            Err(miss) => return miss.into(),
+        },
+        Way::Back => return toll::end(access, bin),
+    };
+    let Some(place) = place(access, bin, top, now) else { return allocate_aside(class_index) };
     let Some(mut magazine) = filled_magazine(access, class_index) else { return Visit::Done(0) };
     let Some(block) = magazine.pop() else {
         stash_empty(access, magazine);
@@ -252,44 +280,29 @@ pub(crate) fn allocate(access: &impl Access, bin: usize) -> Visit<usize> {
 }
 
 /// A block for a bin that is to stay without a magazine: from one of the depot, else from the spans.
-fn allocate_aside(access: &impl Access, class_index: usize) -> Visit<usize> {
-    let Some(mut magazine) = depot::take_full(class_index) else { return Visit::Bypass };
-    let block = magazine.pop();
-    stash(access, magazine);
-    block.map_or(Visit::Bypass, Visit::Done)
+fn allocate_aside(class_index: usize) -> Visit<usize> {
+    depot::take_block(class_index).map_or(Visit::Bypass, Visit::Done)
 }
 
 /// Returns a block of such a bin: to a magazine of the depot, else to the spans. Where the depot has full ones, the block
 /// goes there with a new one, in which the next ones have room; so does a block that is a span of its own, which
 /// would leave its place to others at once, and need a new one with the next call.
 fn free_aside(access: &impl Access, class_index: usize, block: usize) -> Visit<()> {
-    let mut magazine = match depot::take_full(class_index) {
-        Some(magazine) if magazine::is_full(magazine.top()) => {
-            stash(access, magazine);
-            None
-        }
-        None if class(class_index).blocks > 1 => return Visit::Bypass,
-        some => some,
-    };
-    if magazine.is_none() {
-        magazine = empty_magazine(access).map(|mut magazine| {
-            magazine.prepare(class_index, capacity(class_index));
-            magazine
-        });
+    match depot::put_block(class_index, block) {
+        Put::Done => return Visit::Done(()),
+        Put::Twice => fatal::double_free(block, Seen::Now),
+        Put::NoMagazine if class(class_index).blocks > 1 => return Visit::Bypass,
+        Put::NoMagazine | Put::NoRoom => {}
     }
-    let Some(mut magazine) = magazine else { return Visit::Bypass };
-    if peek(magazine.top()) == block {
-        fatal::double_free(block, Seen::Now);
-    }
+    let Some(mut magazine) = empty_magazine(access) else { return Visit::Bypass };
+    magazine.prepare(class_index, capacity(class_index));
     let pushed = magazine.push(block);
     stash(access, magazine);
     if pushed { Visit::Done(()) } else { Visit::Bypass }
 }
 
-/// What is due in the layers below and in other shards, on a visit. Returns the time in milliseconds.
-fn tick(access: &impl Access) -> u64 {
-    let now = os::clock::now_ms();
-    access.tick(now);
+/// Does what is due in the layers below at the time `now`, which it returns.
+fn tick_below(now: u64) -> u64 {
     decay::tick_at(now);
     depot::tick(now);
     now
@@ -297,25 +310,33 @@ fn tick(access: &impl Access) -> u64 {
 
 /// Whether the shard has blocks of `bin`, as a hint.
 pub(crate) fn has_blocks(access: &impl Access, bin: usize) -> bool {
-    let top = access.shard().top(bin).load(Ordering::Relaxed);
-    peek(top) != 0 || magazine::neighbours(top).0 != NONE
+    [bin, parked(bin)].into_iter().any(|header| {
+        let top = access.shard().top(header).load(Ordering::Relaxed);
+        peek(top) != 0 || magazine::neighbours(top).0 != NONE
+    })
 }
 
 /// A magazine with blocks of a class, from wherever the next one is below the shard.
 fn filled_magazine(access: &impl Access, class_index: usize) -> Option<Owned> {
     miss(class_index);
-    if let Some(magazine) = depot::take_full(class_index) {
-        // Another vCPU's, most often.
-        magazine.prefetch();
-        return Some(magazine);
-    }
-    let mut magazine = empty_magazine(access)?;
-    magazine.prepare(class_index, capacity(class_index));
-    let n = magazine.capacity();
-    if central::fill(&mut magazine, n) == 0 {
-        depot::put_empty(magazine);
-        return None;
-    }
+    let magazine = match depot::take_full(class_index) {
+        Some(magazine) => {
+            // Another vCPU's, most often.
+            magazine.prefetch();
+            magazine
+        }
+        None => {
+            let mut magazine = empty_magazine(access)?;
+            magazine.prepare(class_index, capacity(class_index));
+            let n = magazine.capacity();
+            if central::fill(&mut magazine, n) == 0 {
+                depot::put_empty(magazine);
+                return None;
+            }
+            magazine
+        }
+    };
+    access.shard().toll.note_taken(magazine.bytes());
     Some(magazine)
 }
 
@@ -427,15 +448,15 @@ unsafe fn take_chain(bound: &Bound, shard: &Shard, top: usize, list: &mut List) 
     }
 }
 
-/// Takes the chain of the next bin that has one and is not `bin`, and gives its blocks to the depot. `single`: so does
-/// one that has only a loaded magazine, if that is the next.
+/// Takes the chain of the next header that has one and is not that of `bin`, and gives its blocks to the depot. `single`:
+/// so does one that has only one magazine, if that is the next.
 fn give_up_another(access: &impl Access, bin: usize, single: bool) {
     let shard = access.shard();
-    for _ in 0..BINS {
-        let hand = (shard.hand.load(Ordering::Relaxed) + 1) % BINS;
+    for _ in 0..HEADERS {
+        let hand = (shard.hand.load(Ordering::Relaxed) + 1) % HEADERS;
         shard.hand.store(hand, Ordering::Relaxed);
         let top = shard.top(hand).load(Ordering::Relaxed);
-        // A loaded magazine without neighbours is little, and what a bin in use needs.
+        // A magazine without neighbours is little, and what a bin in use needs.
         if hand == bin || top == NONE || (!single && magazine::neighbours(top) == (NONE, NONE)) {
             continue;
         }
@@ -444,25 +465,71 @@ fn give_up_another(access: &impl Access, bin: usize, single: bool) {
     }
 }
 
-/// Leaves a header without a magazine and gives what its chain held to the depot. Whether there was anything.
-fn unload(access: &impl Access, bin: usize) -> bool {
-    let shard = access.shard();
-    let top = shard.top(bin).load(Ordering::Relaxed);
-    if top == NONE || access.replace(bin, top, NONE).is_err() {
-        return false;
+/// Leaves a header without a magazine and gives what its chain held to the depot.
+fn unload(access: &impl Access, header: usize) {
+    let top = access.shard().top(header).load(Ordering::Relaxed);
+    if top != NONE && access.replace(header, top, NONE).is_ok() {
+        // SAFETY: winning the replacement gave the caller exclusive ownership.
+        unsafe { stash_chain(access, top) };
     }
+}
+
+/// Moves the chain of a header to another one of the same bin, which has none; if that has one after all, to the depot.
+///
+/// ```text
+///   1   from: top -> NONE         the chain is this thread's, and in no header
+///   2   to:   NONE -> top         or, if that fails, all its magazines go to the depot
+/// ```
+///
+/// Each step is one commit, so wherever this is cut the chain has one owner: `from` before the first, the thread between
+/// the two, `to` after the second. What others may do between the two, and what comes of it:
+///
+/// * Calls for the bin find no magazine in either header, and another thread of this vCPU may load one in `to`. Then the
+///   second step fails. If it loads one in `from`, both headers have a chain in the end. Each counts for what it has
+///   room for, each is drained, and the slow path finds the parked one when the loaded one has nothing: that costs
+///   calls, and no block.
+/// * The thread is moved to another vCPU, or a drainer has sealed the shard: the second step fails. A drain that came
+///   and went did not see this chain, as it does not see what any thread has in its hands; one that comes after the
+///   second step finds it, since both headers are among those that it exchanges.
+/// * The chain itself does not change: no header leads to it, and sections that had read the old top were aborted when
+///   they were switched out ([`rseq_sys::sequence::Vcpu::replace`]). So `top` is still right in the second step, and so
+///   are the words along which the chain is followed from there. The room that is counted for it stays counted, with
+///   the shard that it came from and goes to; [`stash_chain`] takes it off.
+///
+/// # Errors
+/// The first step failed, and nothing was changed.
+fn carry(access: &impl Access, from: usize, to: usize) -> Result<(), Miss> {
+    let top = access.shard().top(from).load(Ordering::Relaxed);
+    if top == NONE {
+        return Ok(());
+    }
+    access.replace(from, top, NONE)?;
+    if access.replace(to, NONE, top).is_ok() {
+        access.note();
+    } else {
+        // SAFETY: the first replacement gave the caller exclusive ownership, and the second did not take it.
+        unsafe { stash_chain(access, top) };
+    }
+    Ok(())
+}
+
+/// Gives what the chain of a header with this `top` held to the depot.
+///
+/// # Safety
+/// The caller has won exclusive ownership of it.
+unsafe fn stash_chain(access: &impl Access, top: usize) {
     let mut chain = List::new();
-    // SAFETY: winning the replacement gave the caller exclusive ownership.
-    unsafe { take_chain(access.bound(), shard, top, &mut chain) };
+    // SAFETY: by contract.
+    unsafe { take_chain(access.bound(), access.shard(), top, &mut chain) };
     while let Some(magazine) = chain.pop() {
         stash(access, magazine);
     }
-    true
 }
 
 /// Finds a place for a magazine, filled or empty.
 fn stash(access: &impl Access, mut magazine: Owned) {
     if !magazine.is_empty() {
+        access.shard().toll.note_given(magazine.bytes());
         match depot::put_full(magazine) {
             Ok(()) => return,
             Err(back) => magazine = back,
@@ -506,28 +573,32 @@ fn list_push(access: &impl Access, head: &AtomicUsize, magazine: Owned, depth: u
 
 /// Returns a block of `bin`.
 pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> {
-    match access.push(bin, block) {
-        Ok(()) => return Visit::Done(()),
-        Err(Miss::Differs) => {}
-        Err(miss) => return miss.into(),
-    }
-    let shard = access.shard();
-    let class_index = class_of_bin(bin);
-    let top = shard.top(bin).load(Ordering::Relaxed);
-    if peek(top) == block {
-        // The topmost of the free blocks is being freed again, if both words held that at the same time.
-        if access.confirm(bin, top, block) {
-            fatal::double_free(block, Seen::Now);
+    let header = access.shard().top(bin);
+    if header.load(Ordering::Relaxed) != NONE {
+        match access.push(bin, block) {
+            Ok(()) => return Visit::Done(()),
+            Err(Miss::Differs) => {}
+            Err(miss) => return miss.into(),
         }
+    }
+    let class_index = class_of_bin(bin);
+    let top = header.load(Ordering::Relaxed);
+    if is_topmost(access, bin, top, block) || !magazine::is_full(top) {
         return Visit::Again;
     }
-    if !magazine::is_full(top) {
-        return Visit::Again;
-    }
-    let now = tick(access);
-    if toll::aside(access, bin, now) {
-        return free_aside(access, class_index, block);
-    }
+    let now = match toll::way(access, bin) {
+        Way::Load(now) => now,
+        Way::Aside => return free_aside(access, class_index, block),
+        Way::Parked => match access.push(parked(bin), block) {
+            Ok(()) => return Visit::Done(()),
+            Err(Miss::Differs) => {
+                let top = access.shard().top(parked(bin)).load(Ordering::Relaxed);
+                return if is_topmost(access, parked(bin), top, block) { Visit::Again } else { toll::end(access, bin) };
+            }
+            Err(miss) => return miss.into(),
+        },
+        Way::Back => return toll::end(access, bin),
+    };
     // A header without a magazine is full, too, and has no chain to make longer.
     let longer = if top == NONE { None } else { longer(access, bin, top) };
     let place = match longer {
@@ -551,6 +622,17 @@ pub(crate) fn free(access: &impl Access, bin: usize, block: usize) -> Visit<()> 
     }
 }
 
+/// Whether `block`, which is being freed, seemed to be the topmost free one of a header, at `top`. If it was for certain, it is
+/// freed twice, and that ends the process.
+fn is_topmost(access: &impl Access, header: usize, top: usize, block: usize) -> bool {
+    let seems = peek(top) == block;
+    // Both words held that at the same time.
+    if seems && access.confirm(header, top, block) {
+        fatal::double_free(block, Seen::Now);
+    }
+    seems
+}
+
 /// What [`Shard::usage`] reports.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Usage {
@@ -566,8 +648,8 @@ impl Shard {
     /// What the shard holds, exact while nobody uses it.
     pub(crate) fn usage(&self) -> Usage {
         let mut cached = 0;
-        for (bin, top) in self.tops.iter().enumerate() {
-            let size = class(class_of_bin(bin)).size as usize;
+        for (header, top) in self.tops.iter().enumerate() {
+            let size = class(class_of_bin(bin_of(header))).size as usize;
             let count = |top| cached += magazine::count_of(top) * size;
             magazine::for_each_of_chain(top.load(Ordering::Relaxed), count);
         }

@@ -61,7 +61,7 @@ pub(crate) trait Place {
     type Word: Word;
     /// Not 0 while slow commits have to stay away. Every slow commit compares it inside its section.
     fn seal(&self) -> &Self::Word;
-    /// The headers: tops of the loaded magazines.
+    /// The headers: tops of magazines that pops and pushes use.
     fn headers(&self) -> impl Iterator<Item = &Self::Word>;
     /// The heads of the lists, which only slow commits change; 0 for an empty list.
     fn lists(&self) -> impl Iterator<Item = &Self::Word>;

@@ -20,6 +20,37 @@ pub(super) fn alone() -> arena::OnArena {
     arena::OnArena::owned(unsafe { shard.cast().as_ref() })
 }
 
+/// The methods of an [`Access`] that reach a shard, as those of another one.
+macro_rules! through {
+    ($self:ident => $own:expr) => {
+        fn pop(&$self, header: usize) -> Result<usize, Miss> {
+            $own.pop(header)
+        }
+        fn push(&$self, header: usize, block: usize) -> Result<(), Miss> {
+            $own.push(header, block)
+        }
+        fn replace(&$self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+            $own.replace(header, expect, new)
+        }
+        fn exchange(&$self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+            $own.exchange(header, expect, new)
+        }
+        fn extend(&$self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+            $own.extend(header, expect, new)
+        }
+        fn confirm(&$self, header: usize, top: usize, block: usize) -> bool {
+            $own.confirm(header, top, block)
+        }
+        fn list_pop(&$self, head: &AtomicUsize) -> Result<Owned, Miss> {
+            $own.list_pop(head)
+        }
+        fn list_push(&$self, head: &AtomicUsize, expect: usize, magazine: &Owned) -> Result<(), Miss> {
+            $own.list_push(head, expect, magazine)
+        }
+    };
+}
+pub(super) use through;
+
 /// Bursts of allocations (positive) and frees (negative), with the end to free from.
 fn bursts() -> impl Strategy<Value = Vec<(i32, bool)>> {
     proptest::collection::vec((-600..600i32, any::<bool>()), 1..40)
@@ -46,7 +77,7 @@ fn run(bursts: &[(i32, bool)], mut take: impl FnMut() -> usize, mut put: impl Fn
 }
 
 /// Until the visit is over; what bypasses goes to the central layer, as in the front.
-fn allocate_until_done(bin: usize, access: impl Fn() -> Visit<usize>) -> usize {
+pub(super) fn allocate_until_done(bin: usize, access: impl Fn() -> Visit<usize>) -> usize {
     loop {
         match access() {
             Visit::Done(block) => return block,
@@ -56,7 +87,7 @@ fn allocate_until_done(bin: usize, access: impl Fn() -> Visit<usize>) -> usize {
     }
 }
 
-fn free_until_done(bin: usize, block: usize, access: impl Fn() -> Visit<()>) {
+pub(super) fn free_until_done(bin: usize, block: usize, access: impl Fn() -> Visit<()>) {
     loop {
         match access() {
             Visit::Done(()) => return,
@@ -127,6 +158,17 @@ fn draining_other_vcpus_loses_nothing() {
                             free_until_done(bin, block, || {
                                 OnVcpu::current().map_or(Visit::Bypass, |a| free(&a, bin, block))
                             });
+                            // Chains change between the two headers, in both directions.
+                            if block % 7 == 0
+                                && let Some(access) = OnVcpu::current()
+                            {
+                                let (from, to) = if (block >> 7).is_multiple_of(2) {
+                                    (bin, parked(bin))
+                                } else {
+                                    (parked(bin), bin)
+                                };
+                                let _ = carry(&access, from, to);
+                            }
                         },
                     );
                 }
@@ -138,6 +180,30 @@ fn draining_other_vcpus_loses_nothing() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// Promise: a purge takes the parked magazines of all vCPUs, too.
+#[test]
+fn a_purge_takes_parked_magazines() {
+    if route(&Options::new()) != Route::Vcpu {
+        return;
+    }
+    let bin = bin(648 - 1).unwrap();
+    // Other tests may purge at any time.
+    let shard = loop {
+        let Some(access) = OnVcpu::current() else { continue };
+        let Some(place) = place(&access, parked(bin), NONE, 0) else { continue };
+        let magazine = filled_magazine(&access, class_of_bin(bin)).unwrap();
+        if let Err((_, mut magazine)) = install(&access, parked(bin), place, magazine) {
+            central::flush(&mut magazine);
+            depot::put_empty(magazine);
+        }
+        if let Some(shard) = gate::shards().find(|shard| shard.top(parked(bin)).load(Ordering::Relaxed) != NONE) {
+            break shard;
+        }
+    };
+    drain::purge();
+    assert_eq!(shard.top(parked(bin)).load(Ordering::Relaxed), NONE);
 }
 
 #[test]
@@ -156,10 +222,10 @@ fn a_shard_starts_empty_and_full() {
     let shard = crate::meta::alloc(size_of::<Shard>(), align_of::<Shard>()).unwrap();
     // SAFETY: fresh zeroed memory of the right size and alignment.
     let shard: &Shard = unsafe { shard.cast().as_ref() };
-    for bin in 0..BINS {
-        let top = shard.top(bin).load(Ordering::Relaxed);
+    for header in 0..HEADERS {
+        let top = shard.top(header).load(Ordering::Relaxed);
         assert!(peek(top) == 0 && magazine::is_full(top));
-        assert_eq!(bin_at(displacement(bin)), bin);
+        assert_eq!(bin_at(displacement(bin_of(header))), bin_of(header));
     }
     assert_eq!(shard.usage().cached, 0);
 }

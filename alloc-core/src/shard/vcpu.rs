@@ -6,8 +6,9 @@
 
 use super::bound::{self, Bound, Room};
 use super::protocol::Place;
-use super::{Access, Miss, STACK, Shard, displacement, gate, idle, take_chain};
+use super::{Access, Miss, STACK, Shard, displacement, gate, idle, take_chain, tick_below};
 use crate::magazine::{LINK, List, NONE, Owned, topmost};
+use crate::os;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use rseq_sys::sequence::{Outcome, Vcpu};
 
@@ -70,8 +71,10 @@ impl Access for OnVcpu {
         &bound::VCPUS
     }
 
-    fn tick(&self, now: u64) {
+    fn tick(&self) -> u64 {
+        let now = os::clock::now_ms();
         idle::tick(now);
+        tick_below(now)
     }
 
     fn note(&self) {
@@ -82,42 +85,42 @@ impl Access for OnVcpu {
         idle::make_room(self.shard, now)
     }
 
-    fn pop(&self, bin: usize) -> Result<usize, Miss> {
+    fn pop(&self, header: usize) -> Result<usize, Miss> {
         // SAFETY: the displacement is that of a header; magazines stay mapped.
-        let block = unsafe { gate::SHARDS.pop_chained(displacement(bin)) };
+        let block = unsafe { gate::SHARDS.pop_chained(displacement(header)) };
         block.map(|block| block.expose_provenance()).map_err(on_any_vcpu)
     }
 
-    fn push(&self, bin: usize, block: usize) -> Result<(), Miss> {
+    fn push(&self, header: usize, block: usize) -> Result<(), Miss> {
         // SAFETY: as for `pop`; blocks are addresses of user memory, not 0.
-        match unsafe { gate::SHARDS.push_chained(displacement(bin), block) } {
+        match unsafe { gate::SHARDS.push_chained(displacement(header), block) } {
             Outcome::Committed => Ok(()),
             outcome => Err(on_any_vcpu(outcome)),
         }
     }
 
-    fn replace(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-        let header = self.shard.top(bin).as_ptr();
+    fn replace(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let word = self.shard.top(header).as_ptr();
         // SAFETY: header and seal belong to the shard of `id`; `new` is the top of a magazine that the caller owns.
-        self.done(unsafe { self.vcpu.replace(self.id, header, expect, self.shard.seal.as_ptr(), new) })
+        self.done(unsafe { self.vcpu.replace(self.id, word, expect, self.shard.seal.as_ptr(), new) })
     }
 
-    fn exchange(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-        let (header, seal) = (self.shard.top(bin).as_ptr(), self.shard.seal.as_ptr());
+    fn exchange(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let (word, seal) = (self.shard.top(header).as_ptr(), self.shard.seal.as_ptr());
         // SAFETY: as in `replace`; tops lead to magazines, which have the words of chains.
-        self.done(unsafe { self.vcpu.exchange::<STACK>(self.id, header, expect, seal, new) })
+        self.done(unsafe { self.vcpu.exchange::<STACK>(self.id, word, expect, seal, new) })
     }
 
-    fn extend(&self, bin: usize, expect: usize, new: usize) -> Result<(), Miss> {
-        let (header, seal) = (self.shard.top(bin).as_ptr(), self.shard.seal.as_ptr());
+    fn extend(&self, header: usize, expect: usize, new: usize) -> Result<(), Miss> {
+        let (word, seal) = (self.shard.top(header).as_ptr(), self.shard.seal.as_ptr());
         // SAFETY: as in `exchange`; the caller has seen that `expect` is the end of a full magazine.
-        self.done(unsafe { self.vcpu.extend::<STACK>(self.id, header, expect, seal, new) })
+        self.done(unsafe { self.vcpu.extend::<STACK>(self.id, word, expect, seal, new) })
     }
 
-    fn confirm(&self, bin: usize, top: usize, block: usize) -> bool {
-        let header = self.shard.top(bin).as_ptr();
+    fn confirm(&self, header: usize, top: usize, block: usize) -> bool {
+        let word = self.shard.top(header).as_ptr();
         // SAFETY: the header belongs to the shard of `id`, and keeps what it holds; tops point into memory that stays.
-        unsafe { self.vcpu.compare_compare_store(self.id, header, top, topmost(top), block, top) }.committed()
+        unsafe { self.vcpu.compare_compare_store(self.id, word, top, topmost(top), block, top) }.committed()
     }
 
     fn list_pop(&self, head: &AtomicUsize) -> Result<Owned, Miss> {
