@@ -7,7 +7,7 @@ import sys
 import threading
 
 THREADS = 6
-ROUNDS = 6
+ROUNDS = 3
 COMMANDS = 2500
 
 
