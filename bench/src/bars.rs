@@ -280,7 +280,7 @@ mod tests {
         let names: Vec<&str> = contenders::all().iter().map(|each| each.name).collect();
         let times: Vec<(&str, &[f64])> = names.iter().map(|name| (*name, &[7.0][..])).collect();
         let mut results = Results::default();
-        for measure in crate::plan::all(&[""]) {
+        for measure in crate::plan::all(&[""], &[]) {
             results.outcomes.extend(with_times(&measure.key(), &times).outcomes);
         }
         results.idle_rss_kib = vec![2048.0];

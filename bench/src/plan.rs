@@ -81,8 +81,8 @@ pub(crate) fn sixteen_threads() -> &'static str {
     if cpus() == 2 { "replace/8x" } else { "replace/16" }
 }
 
-/// Everything whose name has one of the texts in it, or just everything if there are none.
-pub(crate) fn all(only: &[impl AsRef<str>]) -> Vec<Measure> {
+/// Everything whose name has one of the texts of `only` in it, or just everything if there are none, and none of `without`.
+pub(crate) fn all<T: AsRef<str>>(only: &[T], without: &[T]) -> Vec<Measure> {
     let mut all = Vec::new();
     for each in Loop::all() {
         // The workloads have producers and consumers, too.
@@ -115,8 +115,14 @@ pub(crate) fn all(only: &[impl AsRef<str>]) -> Vec<Measure> {
     all.push(Measure { kind: Kind::Hello, name: hello, operation: "process", has_floor: false });
     // Kinds one after the other, for those who watch.
     all.sort_by_key(|measure| measure.kind as u8);
-    all.retain(|measure| only.is_empty() || only.iter().any(|text| measure.key().contains(text.as_ref())));
+    let has_one = |measure: &Measure, texts: &[&str]| texts.iter().any(|text| measure.key().contains(text));
+    let (only, without) = (texts(only), texts(without));
+    all.retain(|measure| (only.is_empty() || has_one(measure, &only)) && !has_one(measure, &without));
     all
+}
+
+fn texts<T: AsRef<str>>(texts: &[T]) -> Vec<&str> {
+    texts.iter().map(AsRef::as_ref).collect()
 }
 
 #[cfg(test)]
@@ -125,7 +131,7 @@ mod tests {
 
     #[test]
     fn keys_differ() {
-        let mut keys: Vec<String> = all(&[""]).iter().map(Measure::key).collect();
+        let mut keys: Vec<String> = all(&[""], &[]).iter().map(Measure::key).collect();
         keys.sort();
         let length = keys.len();
         keys.dedup();
@@ -135,9 +141,11 @@ mod tests {
 
     #[test]
     fn measures_are_selected_by_a_part_of_their_names() {
-        let keys: Vec<String> = all(&["pairs/64"]).iter().map(Measure::key).collect();
+        let keys: Vec<String> = all(&["pairs/64"], &[]).iter().map(Measure::key).collect();
         assert_eq!(keys, ["pairs/64", "c pairs/64", "lto pairs/64"]);
-        assert!(all(&["latency json"]).len() == 1 && all(&["no such"]).is_empty());
-        assert_eq!(all(&["latency json", "bursts/1000/lifo"]).len(), 3);
+        assert!(all(&["latency json"], &[]).len() == 1 && all(&["no such"], &[]).is_empty());
+        assert_eq!(all(&["latency json", "bursts/1000/lifo"], &[]).len(), 3);
+        let keys: Vec<String> = all(&["pairs/64"], &["lto", "c "]).iter().map(Measure::key).collect();
+        assert_eq!(keys, ["pairs/64"]);
     }
 }

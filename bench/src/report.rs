@@ -208,7 +208,7 @@ mod tests {
         results.machine.processor = "a <fast> one".to_owned();
         let contenders = contenders::all();
         let bars = crate::bars::all(&results, &contenders);
-        let html = page(&results, &contenders, &crate::plan::all(&["churn"]), Some(&bars)).unwrap();
+        let html = page(&results, &contenders, &crate::plan::all(&["churn"], &[]), Some(&bars)).unwrap();
         for text in ["a &lt;fast&gt; one", "<svg", "thread churn", "jemalloc", "fails", "0.56"] {
             assert!(html.contains(text), "no {text}");
         }

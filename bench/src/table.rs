@@ -329,7 +329,7 @@ mod tests {
         });
         let contenders = contenders::all();
         let bars = crate::bars::all(&results, &contenders);
-        let text = all(&results, &contenders, &crate::plan::all(&["churn"]), Some(&bars));
+        let text = all(&results, &contenders, &crate::plan::all(&["churn"], &[]), Some(&bars));
         assert!(text.contains("fails") && text.contains("rpmalloc in churn: signal 11"), "{text}");
         assert!(text.contains("0.50") && text.contains("jemalloc         pass"), "{text}");
     }

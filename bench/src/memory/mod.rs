@@ -164,7 +164,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
         runner(plan.rounds).run(&parked, &contenders, &mut memory.suite);
     }
     if plan.hello {
-        runner(plan.rounds * 5).run(&plan::all(&[results::HELLO]), &contenders, &mut memory.suite);
+        runner(plan.rounds * 5).run(&plan::all(&[results::HELLO], &[]), &contenders, &mut memory.suite);
     }
     progress.clear();
 

@@ -165,7 +165,14 @@ fn rare_calls_after_a_dense_burst_are_noticed() {
                 }
                 play.visits.get() - before
             };
-            assert!((0..1000).any(|_| rare(1) > 0), "no call came to the slow path");
+            // One toll alone may be among those that are not called for.
+            let reached = play.tolls().iter().any(|toll| bins[bins.len() / 10..].contains(toll));
+            assert!(reached || tolls < TOLLS, "no toll for any but the least sizes");
+            let noticed = (0..1000).any(|_| rare(1) > 0);
+            assert!(noticed || !reached, "no call came to the slow path");
+            if !noticed {
+                continue;
+            }
             rare(500);
             let visits = rare(100);
             assert!(visits >= 190, "{visits} visits in 200 calls");
