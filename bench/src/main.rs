@@ -55,7 +55,7 @@ struct Options {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Rounds; each measures everything once
+    /// Rounds; each measures everything once, and loops, which are short, four times
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(5..=1000))]
     rounds: u32,
 
@@ -161,13 +161,24 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     Ok(verdict(&results, bars.as_deref().unwrap_or_default(), options.check))
 }
 
+const LOOP_VISITS: usize = 4;
+
 fn amounts(options: &Options) -> Amounts {
     if options.quick {
         let (loop_millis, workload_millis, latency_millis) = (5, 15, 15);
-        return Amounts { rounds: 1, loop_millis, workload_millis, latency_millis, hellos: 2, divisor: 20 };
+        return Amounts {
+            rounds: 1,
+            loop_visits: 1,
+            loop_millis,
+            workload_millis,
+            latency_millis,
+            hellos: 2,
+            divisor: 20,
+        };
     }
     Amounts {
         rounds: options.rounds as usize,
+        loop_visits: LOOP_VISITS,
         loop_millis: options.millis / 12,
         workload_millis: options.millis,
         latency_millis: options.millis / 2,

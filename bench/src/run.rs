@@ -23,6 +23,8 @@ use crate::results::{FLOOR, Machine, Problem, Results};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Amounts {
     pub(crate) rounds: usize,
+    /// Of a loop in each round: they are so short that what else the machine does at a moment shows in them.
+    pub(crate) loop_visits: usize,
     pub(crate) loop_millis: u64,
     pub(crate) workload_millis: u64,
     pub(crate) latency_millis: u64,
@@ -109,8 +111,14 @@ impl Runner<'_> {
                 let part = contenders.iter().filter(|each| measure.is_for(each)).map(|each| (each.name, each, false));
                 let floor = measure.has_floor.then_some((FLOOR, glibc, true));
                 let part: Vec<_> = part.chain(floor).collect();
-                for turn in 0..part.len() {
-                    let (name, contender, floor) = part[(turn + round) % part.len()];
+                let visits = match measure.kind {
+                    Kind::Loop | Kind::Calls | Kind::Constant => self.amounts.loop_visits,
+                    _ => 1,
+                };
+                for turn in 0..part.len() * visits {
+                    // Another one begins each time.
+                    let begins = round * visits + turn / part.len();
+                    let (name, contender, floor) = part[(turn + begins) % part.len()];
                     let step = format!("round {} of {}: {}, {name}", round + 1, self.amounts.rounds, measure.key());
                     self.progress.show(&step);
                     // Who failed once has no figure any more, and some failures take long.

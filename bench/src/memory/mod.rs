@@ -142,7 +142,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
     let out = crate::out_folder(options.out.as_deref())?;
     let runner = |rounds| Runner {
         programs: &programs,
-        amounts: Amounts { rounds, loop_millis: 1, workload_millis: 1, latency_millis: 1, hellos: 20, divisor: 1 },
+        amounts: Amounts {
+            rounds,
+            loop_visits: 1,
+            loop_millis: 1,
+            workload_millis: 1,
+            latency_millis: 1,
+            hellos: 20,
+            divisor: 1,
+        },
         // Nothing here reads text.
         texts: PathBuf::new(),
         progress: &progress,
