@@ -76,8 +76,8 @@ pub mod numbers {
 /// A function that allocates like [`c::allocate`](crate::c::allocate), without its slow path: where no magazine has a block, or no class serves
 /// the size, it ends as `slow`, a function with the same parameters. The first is the size.
 ///
-/// Sizes that are not small lie aside, with a sequence of their own. The table has no bin for small ones, which come there, too, while the entry is being
-/// opened.
+/// Sizes that are not small lie aside, with a sequence of their own. The table has no bin for small ones, which come there,
+/// too, while the entry is being opened.
 #[macro_export]
 macro_rules! take_function {
     ($(#[$meta:meta])* extern $abi:literal fn $name:ident($size:ident: usize $(, $more:ident: $of:ty)*) -> $result:ty,
