@@ -124,7 +124,8 @@ fn run(options: &Options) -> Result<ExitCode, String> {
         measures.retain(|measure| measure.kind != Kind::Constant);
     }
     if measures.is_empty() {
-        return Err("no measure has such a name; --list prints them".to_owned());
+        let (only, without) = (options.only.join(","), options.without.join(","));
+        return Err(format!("--only '{only}' --without '{without}' leaves no measure; --list prints them"));
     }
     let mut contenders = contenders::chosen(options.quick, options.peers.as_deref())?;
     if options.list {
@@ -140,7 +141,7 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     texts::write(&texts)?;
     let wanted = Wanted {
         constant: measures.iter().any(|measure| measure.kind == Kind::Constant),
-        workloads: measures.iter().any(|measure| !matches!(measure.kind, Kind::Loop | Kind::Calls | Kind::Constant)),
+        workloads: measures.iter().any(|measure| !measure.kind.is_loop()),
         hello: measures.iter().any(|measure| measure.kind == Kind::Hello),
     };
     let runner = Runner { programs: &programs, amounts: amounts(options), texts, progress: &progress };
@@ -161,6 +162,7 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     Ok(verdict(&results, bars.as_deref().unwrap_or_default(), options.check))
 }
 
+/// See [`Amounts`].
 const LOOP_VISITS: usize = 4;
 
 fn amounts(options: &Options) -> Amounts {

@@ -26,6 +26,13 @@ pub(crate) enum Kind {
     Hello,
 }
 
+impl Kind {
+    /// Whether it is a loop, which is short and has no program of its own for calls and live bytes.
+    pub(crate) fn is_loop(self) -> bool {
+        matches!(self, Kind::Loop | Kind::Calls | Kind::Constant)
+    }
+}
+
 /// One row.
 #[derive(Clone, Debug)]
 pub(crate) struct Measure {

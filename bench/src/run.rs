@@ -111,10 +111,7 @@ impl Runner<'_> {
                 let part = contenders.iter().filter(|each| measure.is_for(each)).map(|each| (each.name, each, false));
                 let floor = measure.has_floor.then_some((FLOOR, glibc, true));
                 let part: Vec<_> = part.chain(floor).collect();
-                let visits = match measure.kind {
-                    Kind::Loop | Kind::Calls | Kind::Constant => self.amounts.loop_visits,
-                    _ => 1,
-                };
+                let visits = if measure.kind.is_loop() { self.amounts.loop_visits } else { 1 };
                 for turn in 0..part.len() * visits {
                     // Another one begins each time.
                     let begins = round * visits + turn / part.len();

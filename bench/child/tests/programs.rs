@@ -120,6 +120,7 @@ fn floors_are_measured_where_there_are_any() {
     for more in [&["--calls"][..], &["--calls", "--floor"]] {
         assert!(outcome(CHILD, "pairs/16", &texts.0, more).operations > 0);
     }
+    assert!(start(CHILD, &["live-set", "--calls"]).unwrap_err().contains("is not for --calls"));
     assert!(start(CHILD, &["json", "--floor"]).unwrap_err().contains("has no floor"));
 }
 

@@ -38,7 +38,7 @@ pub enum Extra {
 /// Runs loops and workloads.
 pub fn main(extra: Extra, describe: fn() -> Description) -> ExitCode {
     end(run(describe, names, |arguments| match arguments.name.parse() {
-        Ok(each) => Ok(a_loop(each, Layouts::AtRunTime, arguments)),
+        Ok(each) => a_loop(each, Layouts::AtRunTime, arguments),
         Err(()) => workload(extra, arguments),
     }))
 }
@@ -46,7 +46,7 @@ pub fn main(extra: Extra, describe: fn() -> Description) -> ExitCode {
 /// Runs loops with constant layouts, and has nothing else in it that link-time optimisation would take long for.
 pub fn main_of_loops(describe: fn() -> Description) -> ExitCode {
     end(run(describe, names_of_loops, |arguments| match arguments.name.parse() {
-        Ok(each) => Ok(a_loop(each, Layouts::Constant, arguments)),
+        Ok(each) => a_loop(each, Layouts::Constant, arguments),
         Err(()) => Err(format!("there is no {}", arguments.name)),
     }))
 }
@@ -148,14 +148,18 @@ fn names() -> Vec<String> {
     names_of_loops().into_iter().chain(workloads::all().into_iter().map(|workload| workload.name)).collect()
 }
 
-fn a_loop(each: Loop, layouts: Layouts, arguments: &Arguments) -> Outcome {
+fn a_loop(each: Loop, layouts: Layouts, arguments: &Arguments) -> Result<Outcome, String> {
+    // What is called there has no other functions, and without an allocator behind it one word.
+    if arguments.calls && !matches!(each, Loop::Pairs(_)) {
+        return Err(format!("{each} is not for --calls"));
+    }
     let timed = match (arguments.calls, arguments.floor) {
         (true, true) => each.on(EmptyCalls::default(), layouts),
         (true, false) => each.on(Calls::default(), layouts),
         (false, true) => each.on(FORGOTTEN, layouts),
         (false, false) => each.on(Global, layouts),
     };
-    timed.sample(Duration::from_millis(arguments.millis))
+    Ok(timed.sample(Duration::from_millis(arguments.millis)))
 }
 
 fn workload(extra: Extra, arguments: &Arguments) -> Result<Outcome, String> {
