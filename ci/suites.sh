@@ -135,7 +135,7 @@ check_lines() {
     local shared=()
     while read -r name outcome rest; do
         case $outcome in
-        pass | libc-fails | libc-varies | ours-fails | ours-hangs | both-fail | no) ;;
+        pass | libc-fails | libc-varies | ours-fails | both-fail | no) ;;
         *) die "ci/suites/tests: $suite $name: there is no outcome '$outcome'" ;;
         esac
         [ -z "${own[$name]:-}" ] || die "ci/suites/tests: $suite $name: two lines"
@@ -170,20 +170,19 @@ check_lines() {
 # run_test ALLOCATOR PRELOAD SUITE NAME: writes "OUTCOME SECONDS SYMPTOM" for a test that was built.
 run_test() {
     local allocator=$1 preload=$2 suite=$3 name=$4
-    local id=$suite.${name//[\/:]/_} file=${name%%:*} status=0 outcome begin millis command before='' limit=$LIMIT space=unlimited words_of
+    local id=$suite.${name//[\/:]/_} file=${name%%:*} status=0 outcome begin millis command before='' space=unlimited words_of
     local base=$out/run/$id.$allocator only=''
     # The part of a file that is meant.
     [[ $name != *:* ]] || only=${name#*:}
     rm -rf "$base" "$base".*
     mkdir -p "$base"
-    # [before=LIBRARY] [limit=SECONDS] [space=KIB] PROGRAM [ARGUMENT...]: a library that has to be preloaded, too, less
-    # time than the others have, and a limit of the address space.
+    # [before=LIBRARY] [space=KIB] PROGRAM [ARGUMENT...]: a library that has to be preloaded, too, and a limit of the
+    # address space.
     command=$(<"$out/built/$suite/${file//\//_}")
     read -r -a words_of <<<"$command"
     while [[ ${words_of[0]} == *=* ]]; do
         case ${words_of[0]} in
         before=*) before=${words_of[0]#before=} ;;
-        limit=*) limit=${words_of[0]#limit=} ;;
         space=*) space=${words_of[0]#space=} ;;
         esac
         words_of=("${words_of[@]:1}")
@@ -196,7 +195,7 @@ run_test() {
         env -u RSEQ_ALLOC -u GLIBC_TUNABLES -u MALLOC_CHECK_ SUITES_MALLOC="$allocator" SUITES_PROOF="$base.proof" \
             SUITES_ONLY="$only" \
             TMPDIR="$base" LC_ALL=C LD_PRELOAD="$before${before:+${preload:+:}}$preload" \
-            timeout --kill-after=5 "$limit" "${words_of[@]}" </dev/null >"$base.log" 2>&1
+            timeout --kill-after=5 "$LIMIT" "${words_of[@]}" </dev/null >"$base.log" 2>&1
     ) 2>/dev/null || status=$?
     millis=$((($(date +%s%N) - begin) / 1000000))
     case $status in
@@ -300,7 +299,7 @@ result() {
 # Judges what ran: a line per test, and totals. What the outcomes mean stands in ci/suites/tests.
 judge() {
     local suite name expected reason wanted libc libc_said ours ours_said verdict skipped
-    local ran passed explained wrong all_ran=0 all_wrong=0
+    local ran passed explained wrong all_ran=0 all_wrong=0 line unexpected=()
     for suite in "${suites[@]}"; do
         ran=0 passed=0 explained=0 wrong=0 skipped=0
         while read -r name expected reason; do
@@ -318,7 +317,6 @@ judge() {
             libc-fails) wanted='fail pass' ;;
             libc-varies) wanted="$libc pass" ;;
             ours-fails) wanted='pass fail' ;;
-            ours-hangs) wanted='pass timeout' ;;
             both-fail) wanted='fail fail' ;;
             esac
             if [ "$libc $ours" = "$wanted" ]; then
@@ -331,8 +329,10 @@ judge() {
                 [ "$ours" = pass ] || verdict+=" ours: $ours_said"
                 wrong=$((wrong + 1))
             fi
-            printf 'suites: %-8s %-46s glibc %-8s ours %-8s %5s s  %s\n' \
+            printf -v line 'suites: %-8s %-46s glibc %-8s ours %-8s %5s s  %s' \
                 "$suite" "$name" "$libc" "$ours" "$seconds" "$verdict"
+            printf '%s\n' "$line"
+            [[ $verdict != UNEXPECTED* ]] || unexpected+=("$line")
         done < <(lines_of "$suite")
         printf '%-8s %3d ran, %3d pass on ours, %d explained, %d unexpected; %d of the sources do not apply\n' \
             "$suite:" "$ran" "$passed" "$explained" "$wrong" "$skipped" >>"$out/totals"
@@ -341,6 +341,8 @@ judge() {
         all_wrong=$((all_wrong + wrong))
     done
     sed 's/^/suites: /' "$out/totals"
+    # Once more, where they are seen.
+    [ ${#unexpected[@]} -eq 0 ] || printf '%s\n' "${unexpected[@]}"
     printf 'suites: %d tests, %d unexpected, %d s; what does not apply and why: ci/suites.sh --list\n' \
         "$all_ran" "$all_wrong" "$SECONDS"
     [ "$all_wrong" -eq 0 ]

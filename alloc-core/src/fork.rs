@@ -20,8 +20,13 @@
 //!
 //! Handlers that another library installed before run with all locks of this one held, and must not allocate.
 //!
+//! A process with one thread needs none of this, since nothing in it can be half done by another. Then no lock is taken,
+//! which spares it the copies, and a signal handler may fork whatever it interrupted: both processes go on from there,
+//! with the locks that the interrupted code holds. With several threads such a handler waits for its own thread.
+//!
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
 
+use crate::os;
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate, private};
 use crate::{background, central, depot, front, large, magazine, meta, pages, setup};
@@ -50,6 +55,19 @@ pub(crate) fn not_installed() {
 
 /// How many arenas' locks `before` took. Another thread may decide how many there are before `in_parent` runs.
 static ARENAS: AtomicUsize = AtomicUsize::new(0);
+
+/// Forks under way that took no lock, as the process has one thread: more than one if a signal handler forks that
+/// interrupted a fork. They end in the opposite order, and each process has its own count.
+static LOCKLESS: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the fork that ends took no lock.
+fn was_lockless() -> bool {
+    let forks = LOCKLESS.load(Ordering::Relaxed);
+    if forks > 0 {
+        LOCKLESS.store(forks - 1, Ordering::Relaxed);
+    }
+    forks > 0
+}
 
 /// glibc's list of open streams, whose lock its owner may take again. The functions have been public since glibc 2.2,
 /// for allocators.
@@ -89,6 +107,10 @@ fn pools() -> [&'static Lock; 2] {
 }
 
 extern "C" fn before() {
+    if os::has_one_thread() {
+        LOCKLESS.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
     streams::lock();
     // Forks of several threads may be here at once; from the first lock on it is this one's number.
     first_locks().into_iter().for_each(Lock::acquire);
@@ -101,6 +123,9 @@ extern "C" fn before() {
 }
 
 extern "C" fn in_parent() {
+    if was_lockless() {
+        return;
+    }
     // SAFETY: taken by `before`, in this thread.
     unsafe {
         meta::unlock_after_fork();
@@ -123,6 +148,9 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
+    if was_lockless() {
+        return;
+    }
     setup::in_child();
     background::in_child();
     private::in_child();
@@ -140,6 +168,5 @@ extern "C" fn in_child() {
         // SAFETY: as above.
         unsafe { lock.reset() };
     }
-    // With several threads the C library has done that already; with one it locked nothing itself.
     streams::reset();
 }

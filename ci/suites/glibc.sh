@@ -53,8 +53,6 @@ glibc_build() {
             -I"$shims" "$out/glibc/malloc/tst-aligned_alloc-lib.c" "$shims/next.c"
         printf 'before=%s ' "$program.so"
         ;;
-    # Hangs (ci/suites/tests), and needs about 3 s where it does not.
-    tst-mallocfork2) printf 'limit=25 ' ;;
     tst-malloc-thread-exit | tst-malloc-fork-deadlock) extra=(-include "$shims/mallopt.h") ;;
     # It limits its own address space to 200 MiB, which librseqalloc.so can only follow if it knows from the start.
     tst-malloc-thread-fail)

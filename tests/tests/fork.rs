@@ -1,6 +1,8 @@
 //! Fork under load. Promise: of two hundred children, forked while four threads are in the middle of allocations, none
-//! hangs on a lock that a lost thread held and none finds the heap inconsistent.
+//! hangs on a lock that a lost thread held and none finds the heap inconsistent. With one thread, a handler that forks
+//! does not hang either, whatever it interrupted.
 
+use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,12 +28,60 @@ fn main() -> ExitCode {
         return harness::main(&[&[Check::new("fork_under_load", fork_under_load)]]);
     }
     harness::main(&[&[
+        // First, before there are threads.
+        Check::new("fork_in_a_handler", fork_in_a_handler),
         Check::new("fork_under_load", fork_under_load),
         Check::new("fork_under_load_on_arenas", || {
             let finished = child::run(child::again().env(ARENAS, "1"), Duration::from_secs(110));
             finished.expect_success("forks on arenas");
         }),
     ]])
+}
+
+/// Forks of the handler that are wanted in the middle of an allocator's call.
+const INTERRUPTIONS: u64 = 1000;
+static FORKED: AtomicU64 = AtomicU64::new(0);
+
+/// A child that ends at once.
+extern "C" fn fork_and_wait(_signal: libc::c_int) {
+    // SAFETY: the child calls nothing but `_exit`, the parent nothing but `waitpid`, with room for the status.
+    let status = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(0);
+        }
+        let mut status = -1;
+        while libc::waitpid(child, &raw mut status, 0) < 0 {}
+        status
+    };
+    if status != 0 {
+        integration::die!("a child of the handler ended with {status}");
+    }
+    FORKED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn fork_in_a_handler() {
+    let handler = fork_and_wait as extern "C" fn(libc::c_int) as usize;
+    // SAFETY: the handler only calls what it may call.
+    unsafe { libc::signal(libc::SIGVTALRM, handler) };
+    let set_timer = |micros| {
+        let time = libc::timeval { tv_sec: 0, tv_usec: micros };
+        let timer = libc::itimerval { it_interval: time, it_value: time };
+        // SAFETY: a valid timer, and nobody asks for the old one.
+        assert_eq!(unsafe { libc::setitimer(libc::ITIMER_VIRTUAL, &raw const timer, std::ptr::null_mut()) }, 0);
+    };
+    // Nearly all of the time goes to paths with locks: single large blocks, and more small ones than the caches hold.
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(60_000);
+    set_timer(100);
+    while FORKED.load(Ordering::Relaxed) < INTERRUPTIONS {
+        blocks.extend((0..40_000).map(|number| Vec::with_capacity(200 + number % 1000)));
+        for size in (32 << 10..2 << 20).step_by(20_000) {
+            drop(black_box(Vec::<u8>::with_capacity(size)));
+            blocks.push(Vec::with_capacity(size));
+        }
+        blocks.clear();
+    }
+    set_timer(0);
 }
 
 fn fork_under_load() {

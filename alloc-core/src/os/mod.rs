@@ -11,6 +11,8 @@
 //! What is not done here: no page size is assumed (it is read at run time), and no address hint is ever given
 //! to the kernel, so that no address above [`ADDRESS_BITS`] bits can come back.
 
+use core::mem::MaybeUninit;
+
 pub(crate) mod clock;
 pub(crate) mod file;
 pub(crate) mod futex;
@@ -46,9 +48,39 @@ pub(crate) fn keep_errno<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether this process has no other thread: the directory with a directory for each of them has three links then. False
+/// if that cannot be found out.
+///
+/// Sources: [proc_pid_task(5)](https://man7.org/linux/man-pages/man5/proc_pid_task.5.html),
+/// [stat(2)](https://man7.org/linux/man-pages/man2/stat.2.html).
+pub(crate) fn has_one_thread() -> bool {
+    let mut tasks = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: a C string, and room for the answer.
+    let known = keep_errno(|| unsafe { libc::stat(c"/proc/self/task".as_ptr(), tasks.as_mut_ptr()) }) == 0;
+    // SAFETY: written by the call that succeeded.
+    known && unsafe { tasks.assume_init().st_nlink } == 3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    extern crate std;
+
+    #[test]
+    fn two_threads_are_not_one() {
+        // The test harness has a thread of its own.
+        std::thread::spawn(|| assert!(!has_one_thread())).join().unwrap();
+        // SAFETY: the child calls what a child of several threads may call.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(!has_one_thread())) };
+        }
+        let mut status = -1;
+        // SAFETY: room for the status.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(status, 0, "the child has one thread");
+    }
 
     #[test]
     fn errno_survives_a_failing_call() {
