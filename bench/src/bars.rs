@@ -1,8 +1,9 @@
 //! The bars: what this allocator promises in comparison with the best of the others, and whether a run shows it.
 //!
-//! A ratio is that of the medians over the rounds, to the peer with which it is worst; its spread is that of the ratios
-//! of single rounds. Where several measures count together, the ratio to a peer is the geometric mean over the measures
-//! that both finished.
+//! A ratio is the median of those of the single visits, in which both were measured within seconds, to the peer with
+//! which it is worst; its spread is their range. So a neighbour that comes and goes for minutes weighs on both sides of
+//! each. Where several measures count together, the ratio to a peer is the geometric mean over the measures that both
+//! finished.
 
 use bench_workloads::outcome::Outcome;
 use bench_workloads::workloads;
@@ -31,8 +32,8 @@ impl Bar {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Comparison {
     pub(crate) ratio: f64,
-    /// The least and the greatest ratio of a round.
-    pub(crate) rounds: (f64, f64),
+    /// The least and the greatest ratio of a visit or round.
+    pub(crate) spread: (f64, f64),
     pub(crate) peer: String,
 }
 
@@ -76,17 +77,15 @@ pub(crate) fn compare(
         return None;
     }
     let with = |peer: &str| {
-        let pairs: Vec<_> =
-            own.iter().filter_map(|(measure, own)| Some((own, values(results, figure, measure, peer)?))).collect();
-        let ratios: Vec<f64> = pairs.iter().map(|(own, other)| median(own) / median(other)).collect();
-        let ratio = geometric_mean(&ratios);
-        let rounds = pairs.iter().map(|(own, other)| own.len().min(other.len())).min()?;
-        let of_rounds: Vec<f64> = (0..rounds)
-            .map(|round| {
-                geometric_mean(&pairs.iter().map(|(own, other)| own[round] / other[round]).collect::<Vec<_>>())
-            })
-            .collect();
-        Some(Comparison { ratio, rounds: range(&of_rounds), peer: peer.to_owned() })
+        let of_measure = |own: &[f64], measure: &String| -> Option<Vec<f64>> {
+            Some(own.iter().zip(values(results, figure, measure, peer)?).map(|(own, other)| own / other).collect())
+        };
+        let ratios: Vec<Vec<f64>> = own.iter().filter_map(|(measure, own)| of_measure(own, measure)).collect();
+        let ratio = geometric_mean(&ratios.iter().map(|ratios| median(ratios)).collect::<Vec<_>>());
+        let visits = ratios.iter().map(Vec::len).min()?;
+        let of_visit = |visit| geometric_mean(&ratios.iter().map(|ratios| ratios[visit]).collect::<Vec<_>>());
+        let of_visits: Vec<f64> = (0..visits).map(of_visit).collect();
+        Some(Comparison { ratio, spread: range(&of_visits), peer: peer.to_owned() })
     };
     let comparisons = peers.iter().filter(|peer| **peer != ours).filter_map(|peer| with(peer));
     comparisons.max_by(|one, other| one.ratio.total_cmp(&other.ratio))
@@ -242,10 +241,11 @@ mod tests {
 
     #[test]
     fn the_best_peer_counts() {
-        let times: &[(&str, &[f64])] = &[("rseq", &[4.0, 4.0, 6.0]), ("a", &[8.0, 8.0, 8.0]), ("b", &[5.0, 5.0, 5.0])];
+        let times: &[(&str, &[f64])] =
+            &[("rseq", &[4.0, 8.0, 6.0]), ("a", &[8.0, 16.0, 8.0]), ("b", &[5.0, 10.0, 5.0])];
         let results = with_times("pairs/16", times);
         let found = compare(&results, Figure::Time, &one("pairs/16"), "rseq", &["a", "b", "absent"]).unwrap();
-        assert_eq!(found, Comparison { ratio: 0.8, rounds: (0.8, 1.2), peer: "b".to_owned() });
+        assert_eq!(found, Comparison { ratio: 0.8, spread: (0.8, 1.2), peer: "b".to_owned() });
     }
 
     #[test]

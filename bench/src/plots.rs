@@ -123,18 +123,18 @@ pub(crate) fn curves(curves: &[Curve], series: &[&str], level: f64, x: &str, y: 
     Ok(svg)
 }
 
-/// A plot of the bars: the ratio found, the range over the rounds, and the limit as a black mark.
+/// A plot of the bars: the ratio found, the range over the visits, and the limit as a black mark.
 pub(crate) fn bars(bars: &[Bar]) -> Result<String, String> {
     let judged: Vec<_> = bars.iter().filter_map(|bar| Some((bar, bar.found.as_ref()?))).collect();
     let extremes: Vec<f64> =
-        judged.iter().flat_map(|(bar, found)| [found.rounds.0, found.rounds.1, found.ratio, bar.most]).collect();
+        judged.iter().flat_map(|(bar, found)| [found.spread.0, found.spread.1, found.ratio, bar.most]).collect();
     let labels: Vec<&str> = judged.iter().map(|(bar, _)| bar.name.as_str()).collect();
     draw(&labels, &extremes, "ratio to the best peer; the black mark is the bar", 0, |_, chart| {
         for (number, (bar, found)) in judged.iter().enumerate() {
             let y = height(number, judged.len());
             let colour = if bar.holds() { PASSES } else { FALLS_SHORT };
             chart.draw_series([PathElement::new(
-                vec![(found.rounds.0, y), (found.rounds.1, y)],
+                vec![(found.spread.0, y), (found.spread.1, y)],
                 colour.mix(0.4).stroke_width(3),
             )])?;
             chart.draw_series([Circle::new((found.ratio, y), 5, colour.filled())])?;
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn bars_that_could_not_be_judged_are_left_out() {
-        let found = Comparison { ratio: 0.8, rounds: (0.7, 0.9), peer: "jemalloc".to_owned() };
+        let found = Comparison { ratio: 0.8, spread: (0.7, 0.9), peer: "jemalloc".to_owned() };
         let bar = |found| Bar { name: "pairs".to_owned(), most: 1.0, found };
         let svg = super::bars(&[bar(Some(found)), bar(None)]).unwrap();
         assert_eq!(svg.matches("<circle").count(), 1);

@@ -34,8 +34,8 @@ pub(crate) fn page(
     let mut html = begin("Allocators side by side", &circumstances(results));
     html.push_str(
         "<p>Everything was measured in one run: every round visits every measure, and in it every allocator, each in a \
-         process of its own. Figures are medians over the rounds; lines and ± give the spread. Absolute times mean \
-         nothing on shared machines, ratios do.</p>\n",
+         process of its own. Figures are medians over the rounds, those of bars medians of the ratios of single visits; \
+         lines and ± give the spread. Absolute times mean nothing on shared machines, ratios do.</p>\n",
     );
     participants(&mut html, results);
     if let Some(bars) = bars {
@@ -90,13 +90,13 @@ pub(crate) fn verdicts(html: &mut String, bars: &[Bar]) -> Result<(), String> {
     let held = bars.iter().filter(|bar| bar.holds()).count();
     _ = writeln!(html, "<h2>Bars: {held} of {} pass</h2>\n{}", bars.len(), plots::bars(bars)?);
     html.push_str("<details><summary>The same as a table</summary>\n<div class=\"wide\"><table>\n");
-    html.push_str("<tr><th></th><th>at most</th><th>ratio</th><th>rounds</th><th>best peer</th><th></th></tr>\n");
+    html.push_str("<tr><th></th><th>at most</th><th>ratio</th><th>spread</th><th>best peer</th><th></th></tr>\n");
     for bar in bars {
         let (class, mark) = if bar.holds() { ("pass", "pass") } else { ("short", "falls short") };
         let found = bar.found.as_ref().map_or_else(
             || "<td>–</td><td></td><td></td>".to_owned(),
             |found| {
-                let (least, greatest) = found.rounds;
+                let (least, greatest) = found.spread;
                 let peer = escaped(&found.peer);
                 format!("<td>{:.2}</td><td>{least:.2} – {greatest:.2}</td><td>{peer}</td>", found.ratio)
             },
@@ -209,7 +209,7 @@ mod tests {
         let contenders = contenders::all();
         let bars = crate::bars::all(&results, &contenders);
         let html = page(&results, &contenders, &crate::plan::all(&["churn"], &[]), Some(&bars)).unwrap();
-        for text in ["a &lt;fast&gt; one", "<svg", "thread churn", "jemalloc", "fails", "0.56"] {
+        for text in ["a &lt;fast&gt; one", "<svg", "thread churn", "jemalloc", "fails", "0.55"] {
             assert!(html.contains(text), "no {text}");
         }
         // Names of XML spaces are no addresses that anything is loaded from.

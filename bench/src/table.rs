@@ -248,15 +248,15 @@ pub(crate) fn named(problem: &Problem) -> String {
 
 /// The bars.
 pub(crate) fn verdicts(text: &mut String, bars: &[Bar]) {
-    _ = writeln!(text, "\n{:<54} {:>8} {:>8} {:>16}  to the best peer", "bars", "at most", "ratio", "rounds");
+    _ = writeln!(text, "\n{:<54} {:>8} {:>8} {:>16}  to the best peer", "bars", "at most", "ratio", "spread");
     for bar in bars {
         let mark = if bar.holds() { "pass" } else { "FALLS SHORT" };
         match &bar.found {
             Some(found) => {
-                let rounds = format!("{:.2} - {:.2}", found.rounds.0, found.rounds.1);
+                let spread = format!("{:.2} - {:.2}", found.spread.0, found.spread.1);
                 _ = writeln!(
                     text,
-                    "{:<54} {:>8.2} {:>8.2} {rounds:>16}  {:<16} {mark}",
+                    "{:<54} {:>8.2} {:>8.2} {spread:>16}  {:<16} {mark}",
                     bar.name, bar.most, found.ratio, found.peer
                 );
             }

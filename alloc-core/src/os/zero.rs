@@ -26,7 +26,7 @@ const END: usize = 16;
 /// of `(1 - 1 / n)^64`, so that for any `n` the average cost of guesses is about what they save or less.
 const SURE: i8 = 64;
 /// And then the kernel is asked every so many times.
-const AGAIN: u8 = 8;
+const AGAIN: u8 = 16;
 /// Longer ranges are not cleared on a guess, for the memory that it might cost.
 const GUESSED: usize = 1 << 20;
 

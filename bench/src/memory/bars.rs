@@ -55,7 +55,7 @@ impl Bars<'_> {
     fn peak(&mut self, ours: &str, prefix: &str) {
         let values = self.memory.at_peak(Mix::Small, ours, GiveBack::peak_over_live);
         let found =
-            values.map(|values| Comparison { ratio: median(&values), rounds: range(&values), peer: "live".to_owned() });
+            values.map(|values| Comparison { ratio: median(&values), spread: range(&values), peer: "live".to_owned() });
         let measure = light(Freed::All).to_string();
         self.add(format!("{prefix}peak over live, 16-1024 bytes"), 1.04, &measure, ours, found);
     }
@@ -97,7 +97,7 @@ impl Bars<'_> {
             let more = |own: f64, system: f64| (own - system).max(HELLO_KIB / 100.0) / HELLO_KIB;
             let rounds: Vec<f64> = own.iter().zip(&system).map(|(own, system)| more(*own, *system)).collect();
             let ratio = more(median(&own), median(&system));
-            Comparison { ratio, rounds: range(&rounds), peer: format!("of {} more", mib(HELLO_KIB)) }
+            Comparison { ratio, spread: range(&rounds), peer: format!("of {} more", mib(HELLO_KIB)) }
         });
         self.add("static hello-world, RSS above the C library's".to_owned(), 1.0, HELLO, OURS, found);
         if times {
@@ -120,7 +120,7 @@ fn sizes(mix: Mix) -> &'static str {
 
 /// What was measured once.
 fn once(ratio: f64, peer: String) -> Comparison {
-    Comparison { ratio, rounds: (ratio, ratio), peer }
+    Comparison { ratio, spread: (ratio, ratio), peer }
 }
 
 #[cfg(test)]
