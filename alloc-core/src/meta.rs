@@ -1,7 +1,8 @@
 //! Memory for the allocator's own data: magazines, spans, descriptors.
 //!
 //! A bump arena whose pieces are never given back. It lies outside user memory, in chunks with a page without
-//! access at either end, so that running over the end of a user's block cannot reach it.
+//! access at either end, so that running over the end of a user's block cannot reach it. The first chunk is static memory,
+//! which spares a small program three system calls, and has the program's own data around it.
 //!
 //! Invariants: what [`alloc`] returns is zero, aligned, disjoint from everything else and stays for the life of the
 //! process. Types in a [`Pool`] are type-stable: memory that once held a `T` holds a `T` for ever, so a stale pointer
@@ -9,6 +10,8 @@
 //!
 //! What it does not do: no free (a pool recycles), no per-thread anything.
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,6 +32,14 @@ const MAX_ALIGN: usize = 4096;
 const LARGEST_SHARED: usize = 128 << 10;
 
 static ARENA: Locked<Arena> = Locked::new(Arena { next: ptr::null_mut(), committed: 0, end: 0 });
+
+/// The first chunk.
+#[repr(C, align(4096))]
+struct FirstChunk(UnsafeCell<MaybeUninit<[u8; STEP]>>);
+// SAFETY: the arena's alone.
+unsafe impl Sync for FirstChunk {}
+static FIRST: FirstChunk = FirstChunk(UnsafeCell::new(MaybeUninit::zeroed()));
+const _: () = assert!(align_of::<FirstChunk>() == MAX_ALIGN && LARGEST_SHARED <= STEP);
 
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -161,6 +172,12 @@ impl Arena {
     }
 
     fn new_chunk(&mut self) -> Option<()> {
+        if self.end == 0 {
+            self.next = FIRST.0.get().cast();
+            self.end = self.next.addr() + STEP;
+            self.committed = self.end;
+            return Some(());
+        }
         let guard = mapping::page_size();
         let (start, size) = mapping::reserve_up_to(CHUNK, LEAST_CHUNK, guard)?;
         mapping::name(start, size, c"rseq-alloc: metadata");

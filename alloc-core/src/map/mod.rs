@@ -54,11 +54,19 @@ const UNIT_WORDS: usize = (OWNER_UNITS + CLASS_UNITS).div_ceil(64);
 /// Per GiB null or a leaf.
 static ROOT: [AtomicPtr<Leaf>; ROOT_SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS];
 
-/// A leaf made in advance, so that [`Spare`] usually costs nothing.
-static SPARE: AtomicPtr<Leaf> = AtomicPtr::new(ptr::null_mut());
+/// A leaf made in advance, so that [`Spare`] usually costs nothing; the first one needs no system call.
+static SPARE: AtomicPtr<Leaf> = AtomicPtr::new((&raw const FIRST).cast_mut());
+static FIRST: Leaf = Leaf {
+    huge: [const { AtomicPtr::new(ptr::null_mut()) }; _],
+    touched: [const { AtomicU64::new(0) }; _],
+    nodes: [const { AtomicU8::new(0) }; _],
+    _unused: [0; _],
+    owners: [const { AtomicPtr::new(ptr::null_mut()) }; _],
+    classes: [const { AtomicU8::new(0) }; _],
+};
 
 /// Fits its parts to OS pages: what is rarely used stands first.
-#[repr(C)]
+#[repr(C, align(4096))]
 struct Leaf {
     huge: [AtomicPtr<u8>; HUGE_PAGES],
     /// A bit per [`UNIT`] of `owners` and then `classes` that was ever written, for the accounting.
@@ -214,7 +222,7 @@ impl Spare {
 impl Drop for Spare {
     fn drop(&mut self) {
         let kept = SPARE.compare_exchange(ptr::null_mut(), self.0.as_ptr(), Ordering::AcqRel, Ordering::Relaxed);
-        if kept.is_err() {
+        if kept.is_err() && !ptr::eq(self.0.as_ptr(), &raw const FIRST) {
             // SAFETY: made by `alloc_alone` with this size and never installed.
             unsafe { meta::free_alone(self.0.cast(), size_of::<Leaf>()) };
         }
@@ -266,20 +274,14 @@ fn leaf_or_new(slot: usize) -> Option<&'static Leaf> {
     if let Some(leaf) = leaf(slot) {
         return Some(leaf);
     }
-    let new = meta::alloc_alone(size_of::<Leaf>())?.cast::<Leaf>();
-    match install(slot, new) {
-        Some(Installed::Ours(leaf)) => Some(leaf),
-        Some(Installed::Theirs(leaf)) => {
-            // SAFETY: made above and never installed.
-            unsafe { meta::free_alone(new.cast(), size_of::<Leaf>()) };
-            Some(leaf)
+    let new = Spare::take()?;
+    Some(match install(slot, new.0)? {
+        Installed::Ours(leaf) => {
+            core::mem::forget(new);
+            leaf
         }
-        None => {
-            // SAFETY: as above.
-            unsafe { meta::free_alone(new.cast(), size_of::<Leaf>()) };
-            None
-        }
-    }
+        Installed::Theirs(leaf) => leaf,
+    })
 }
 
 enum Installed {

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Only CPUs that the process may run on at that time count. So one that was given a single node or cache sees one, and
-//! two files are all that is read for it.
+//! two files are all that is read for it; with few CPUs and memory of one node none.
 //!
 //! The layers above know a node and a cache by small numbers: nodes below [`NODES`], caches below [`CACHES`]. Where there
 //! are more, nodes are folded by their remainder, and neighbouring caches of a node count as one. What two nodes share is
@@ -25,7 +25,7 @@
 //! [`sysfs-devices-node`](https://www.kernel.org/doc/Documentation/ABI/stable/sysfs-devices-node).
 
 use super::{file, keep_errno};
-use core::ffi::CStr;
+use core::ffi::{CStr, c_int};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
@@ -42,6 +42,11 @@ const LEAST_SHARERS: usize = 3;
 const LAST_LEVEL: [usize; 2] = [3, 2];
 /// No single node of the kernel's.
 const NO_ID: u16 = u16::MAX;
+/// With fewer CPUs than two caches need that count, and one node, nothing is read: to open and read two files takes longer
+/// than all other system calls of the set-up.
+const FEW: usize = 2 * LEAST_SHARERS;
+/// Words in the kernel's masks of nodes.
+const MASK_WORDS: usize = 16;
 
 /// A set of CPUs, as [sched_getaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html) fills it.
 pub(crate) struct CpuSet([u64; CPUS / 64]);
@@ -119,9 +124,22 @@ pub(crate) fn find(cpus: &CpuSet, places: Option<Places>) -> Option<Found> {
     }
     Some(match places {
         Some(places) => TOPOLOGY.take_from(places),
-        None if cfg!(miri) || cpus.count() < 2 => Found::ONE,
+        None if cfg!(miri) || cpus.count() < 2 || (cpus.count() < FEW && has_one_node()) => Found::ONE,
         None => TOPOLOGY.read(cpus, &file::for_each_piece),
     })
+}
+
+/// Whether all memory that the thread may use is on one node. False if the kernel does not say, as where system calls are
+/// filtered ([get_mempolicy(2)](https://man7.org/linux/man-pages/man2/get_mempolicy.2.html)).
+fn has_one_node() -> bool {
+    let mut nodes = [0_u64; MASK_WORDS];
+    let (none, bits) = (core::ptr::null_mut::<c_int>(), MASK_WORDS * 64);
+    const MPOL_F_MEMS_ALLOWED: usize = 1 << 2;
+    // SAFETY: a mask of that many bits for the answer, and nothing else is asked for.
+    let asked = keep_errno(|| unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, none, nodes.as_mut_ptr(), bits, 0_usize, MPOL_F_MEMS_ALLOWED)
+    });
+    asked == 0 && nodes.iter().map(|word| word.count_ones()).sum::<u32>() == 1
 }
 
 /// Puts in force what [`find`] found.
@@ -190,8 +208,7 @@ pub(crate) fn prefer(start: NonNull<u8>, len: usize, node: usize) {
 }
 
 fn prefer_id(start: NonNull<u8>, len: usize, id: usize) {
-    const WORDS: usize = 16;
-    let mut mask = [0_u64; WORDS];
+    let mut mask = [0_u64; MASK_WORDS];
     let Some(word) = mask.get_mut(id / 64) else { return };
     *word = 1 << (id % 64);
     let mut mode = 0;
@@ -201,7 +218,7 @@ fn prefer_id(start: NonNull<u8>, len: usize, id: usize) {
             unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, 0_usize, 0_usize, 0_usize, 0_usize) };
         if asked == 0 && (mode == libc::MPOL_DEFAULT || mode == libc::MPOL_LOCAL) {
             // The kernel takes one bit less than it is told of.
-            let bits = WORDS * 64 + 1;
+            let bits = MASK_WORDS * 64 + 1;
             // SAFETY: a policy changes no contents, and the mask has that many bits.
             unsafe {
                 libc::syscall(libc::SYS_mbind, start.as_ptr(), len, libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0_usize)
