@@ -23,7 +23,8 @@ fn names_exist() -> bool {
 }
 
 pub(super) fn play_names() {
-    let _blocks = Blocks::of(1000, MIB);
+    // More than the static memory that the first metadata has.
+    let _blocks = Blocks::of(64, 128 * MIB);
     let mut large = Blocks::of(3 * MIB, 6 * MIB);
     // A block that moves keeps its name.
     let (block, old) = large.0.pop().expect("a block");
