@@ -4,7 +4,8 @@
 #     ci/programs.sh [--list | --install] [PROGRAM...]
 #
 # All of them, or those named; --list prints the names, --install only installs what they need. Each is a file
-# ci/programs/PROGRAM.sh, which says what it runs; ci/programs/compare.sh says how it is judged. One line for each program and mode of the allocator:
+# ci/programs/PROGRAM.sh, which says what it runs; ci/programs/compare.sh says how it is judged. One line for each
+# program and mode of the allocator:
 #
 #     seconds and peak    with and without the library; the peak is the largest resident process. For information only
 #     mapped              whether every process that ran had the library mapped and called its malloc, and the

@@ -60,8 +60,8 @@ static ARENAS: AtomicUsize = AtomicUsize::new(0);
 /// interrupted a fork. They end in the opposite order, and each process has its own count.
 static LOCKLESS: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the fork that ends took no lock.
-fn was_lockless() -> bool {
+/// Ends a fork that took no lock, if the one that ends is such a fork.
+fn end_lockless() -> bool {
     let forks = LOCKLESS.load(Ordering::Relaxed);
     if forks > 0 {
         LOCKLESS.store(forks - 1, Ordering::Relaxed);
@@ -123,7 +123,7 @@ extern "C" fn before() {
 }
 
 extern "C" fn in_parent() {
-    if was_lockless() {
+    if end_lockless() {
         return;
     }
     // SAFETY: taken by `before`, in this thread.
@@ -148,7 +148,7 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    if was_lockless() {
+    if end_lockless() {
         return;
     }
     setup::in_child();

@@ -11,7 +11,6 @@
 //! What it does not do: no free (a pool recycles), no per-thread anything.
 
 use core::cell::UnsafeCell;
-use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,10 +34,10 @@ static ARENA: Locked<Arena> = Locked::new(Arena { next: ptr::null_mut(), committ
 
 /// The first chunk.
 #[repr(C, align(4096))]
-struct FirstChunk(UnsafeCell<MaybeUninit<[u8; STEP]>>);
+struct FirstChunk(UnsafeCell<[u8; STEP]>);
 // SAFETY: the arena's alone.
 unsafe impl Sync for FirstChunk {}
-static FIRST: FirstChunk = FirstChunk(UnsafeCell::new(MaybeUninit::zeroed()));
+static FIRST: FirstChunk = FirstChunk(UnsafeCell::new([0; STEP]));
 const _: () = assert!(align_of::<FirstChunk>() == MAX_ALIGN && LARGEST_SHARED <= STEP);
 
 static BYTES: AtomicUsize = AtomicUsize::new(0);

@@ -199,23 +199,27 @@ impl Spare {
     /// As [`set`] for a single page inside the user address space, but cannot fail.
     pub(crate) fn set_page(self, addr: usize, class: u8, owner: *mut u8) {
         let slot = addr >> LEAF_SHIFT;
-        let installed = match leaf(slot) {
-            Some(leaf) => leaf,
-            None => {
-                let leaf = self.0;
-                // The leaf is used up if it wins and stays a spare if another one was there first.
-                match install(slot, leaf) {
-                    Some(Installed::Ours(leaf)) => {
-                        core::mem::forget(self);
-                        leaf.store(addr >> PAGE_SHIFT, class, owner);
-                        return;
-                    }
-                    Some(Installed::Theirs(leaf)) => leaf,
-                    None => return,
-                }
+        if let Some(leaf) = leaf(slot).or_else(|| self.install(slot)) {
+            leaf.store(addr >> PAGE_SHIFT, class, owner);
+        }
+    }
+
+    /// The leaf of a slot: this one, or that of another thread which was there first; then this one stays a spare. `None`:
+    /// there is no such slot.
+    fn install(self, slot: usize) -> Option<&'static Leaf> {
+        let root = ROOT.get(slot)?;
+        window::make_if_wanted(slot << LEAF_SHIFT);
+        let new = self.0.as_ptr();
+        let leaf = match root.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                meta::account(2 * UNIT);
+                core::mem::forget(self);
+                new
             }
+            Err(other) => other,
         };
-        installed.store(addr >> PAGE_SHIFT, class, owner);
+        // SAFETY: installed by this or another thread, for ever; zero bytes are a valid leaf.
+        unsafe { leaf.as_ref() }
     }
 }
 
@@ -271,37 +275,7 @@ fn leaf(slot: usize) -> Option<&'static Leaf> {
 }
 
 fn leaf_or_new(slot: usize) -> Option<&'static Leaf> {
-    if let Some(leaf) = leaf(slot) {
-        return Some(leaf);
-    }
-    let new = Spare::take()?;
-    Some(match install(slot, new.0)? {
-        Installed::Ours(leaf) => {
-            core::mem::forget(new);
-            leaf
-        }
-        Installed::Theirs(leaf) => leaf,
-    })
-}
-
-enum Installed {
-    Ours(&'static Leaf),
-    Theirs(&'static Leaf),
-}
-
-/// Offers a new leaf for a slot. `None`: there is no such slot.
-fn install(slot: usize, new: NonNull<Leaf>) -> Option<Installed> {
-    let root = ROOT.get(slot)?;
-    window::make_if_wanted(slot << LEAF_SHIFT);
-    match root.compare_exchange(ptr::null_mut(), new.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => {
-            meta::account(2 * UNIT);
-            // SAFETY: installed just now, for ever; zero bytes are a valid leaf.
-            Some(Installed::Ours(unsafe { new.as_ref() }))
-        }
-        // SAFETY: a leaf that another thread installed, for ever.
-        Err(other) => Some(Installed::Theirs(unsafe { other.as_ref() }?)),
-    }
+    leaf(slot).or_else(|| Spare::take()?.install(slot))
 }
 
 #[cfg(test)]

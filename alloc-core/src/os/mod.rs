@@ -62,24 +62,40 @@ pub(crate) fn has_one_thread() -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     extern crate std;
+
+    /// Runs `body` in a child, which ends with it. Returns the child's number, for [`expect_success`].
+    ///
+    /// # Safety
+    ///
+    /// `body` calls nothing but this crate, whose locks are in order there, and system calls.
+    pub(crate) unsafe fn fork(body: impl FnOnce() -> bool) -> libc::pid_t {
+        // SAFETY: the contract of this function.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let code = if body() { 0 } else { 1 };
+            // SAFETY: ends the child without running anything of the test harness.
+            unsafe { libc::_exit(code) };
+        }
+        child
+    }
+
+    /// Waits for the end of a child for whose body that was true.
+    pub(crate) fn expect_success(child: libc::pid_t) {
+        let mut status = 0;
+        // SAFETY: room for the status.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "the child failed");
+    }
 
     #[test]
     fn two_threads_are_not_one() {
         // The test harness has a thread of its own.
         std::thread::spawn(|| assert!(!has_one_thread())).join().unwrap();
-        // SAFETY: the child calls what a child of several threads may call.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(i32::from(!has_one_thread())) };
-        }
-        let mut status = -1;
-        // SAFETY: room for the status.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert_eq!(status, 0, "the child has one thread");
+        // SAFETY: one system call.
+        expect_success(unsafe { fork(has_one_thread) });
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::vec::Vec;
 use super::bits::PAGES;
 use super::decay::NEVER;
 use super::{HUGE, Kind, PAGE, PageHeap, Run};
+use crate::os::tests::{expect_success, fork};
 use crate::random::Random;
 
 /// A heap with regions of `region` huge pages and `os_pages` pages per OS page (0: the system's).
@@ -564,27 +565,22 @@ fn threads_share_the_heap() {
 fn in_child(heap: &'static PageHeap, body: impl FnOnce() -> bool) {
     heap.lock_for_fork();
     crate::meta::lock_for_fork();
-    // SAFETY: the child calls nothing but this crate and system calls, with the locks in order.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let with_locks = || {
         // SAFETY: locked above, and this is the child.
         unsafe {
             crate::meta::reset_after_fork();
             heap.reset_after_fork();
         }
-        let code = if body() { 0 } else { 1 };
-        // SAFETY: ends the child without running anything of the test harness.
-        unsafe { libc::_exit(code) };
-    }
+        body()
+    };
+    // SAFETY: the child calls nothing but this crate and system calls, with the locks in order.
+    let child = unsafe { fork(with_locks) };
     // SAFETY: locked above, and this is the parent.
     unsafe {
         crate::meta::unlock_after_fork();
         heap.unlock_after_fork();
     }
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert_eq!(status, 0, "the child failed");
+    expect_success(child);
 }
 
 #[derive(Clone, Copy)]
