@@ -37,14 +37,14 @@ use crate::options::{DEFAULT_DECAY_MS, Options, set_decay_ms};
 use crate::shard::gate::{self, fast};
 use crate::shard::{STACK, displacement};
 use crate::size_class::{MEDIUM_MAX, SMALL_MAX, bin, class, class_of_bin, last_bin_of_class};
-use crate::{background, decay, front, large, map, mode, setup};
+use crate::{background, decay, early, front, large, map, mode, setup};
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 
 /// What every block is aligned to: `alignof(max_align_t)` on x86-64 and aarch64.
 pub const ALIGN: usize = 16;
 
-static OPTIONS: Options = Options::new();
+static OPTIONS: Options = Options { early: false, ..Options::new() };
 
 #[doc(hidden)]
 pub use crate::map::window::WINDOW;
@@ -255,6 +255,14 @@ pub unsafe fn put(block: *mut u8) -> bool {
     }
 }
 
+/// What the map says of an address; or the class of the early block of [`RseqAlloc`](crate::RseqAlloc) that starts there.
+fn class_at(block: usize) -> u8 {
+    match map::lookup(block).0 {
+        map::NONE => early::class_of(block).map_or(map::NONE, |class| class as u8),
+        class => class,
+    }
+}
+
 /// Frees a block; null is nothing.
 ///
 /// # Safety
@@ -278,7 +286,7 @@ pub unsafe extern "C" fn free_slow(block: *mut c_void) {
     if !RETURN.is_open() && window::is_there() {
         gate::limit_returns(RETURN_LIMITS);
     }
-    match map::lookup(block.addr()).0 {
+    match class_at(block.addr()) {
         map::NONE => fatal::foreign(block.addr(), Seen::Now),
         // SAFETY: a large block that is looked up before it is believed.
         map::LARGE => match unsafe { large::free(start) } {
@@ -295,7 +303,7 @@ pub unsafe extern "C" fn free_slow(block: *mut c_void) {
 /// Bytes that the block may be used for: those of its class, or of its mapping. 0 for null. Ends the process if the
 /// address is in no span and no start of a large block.
 pub fn usable_size(block: *const u8) -> usize {
-    let size = match map::lookup(block.addr()).0 {
+    let size = match class_at(block.addr()) {
         _ if block.is_null() => Some(0),
         map::NONE => None,
         map::LARGE => large::usable_size(block.addr()),
@@ -317,7 +325,7 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     let size = size.max(1);
     let to = bin(rounded(size)).map(class_of_bin);
     let Some(start) = NonNull::new(block) else { return allocate(size) };
-    let (from, usable) = match map::lookup(block.addr()).0 {
+    let (from, usable) = match class_at(block.addr()) {
         map::NONE => fatal::foreign(block.addr(), Seen::Now),
         map::LARGE => {
             let Some(len) = large::usable_size(block.addr()) else { fatal::foreign(block.addr(), Seen::Now) };

@@ -30,43 +30,37 @@ use crate::os;
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate, private};
 use crate::{background, central, depot, front, large, magazine, meta, pages, setup};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-/// Installs the handlers, when a set-up begins; once, though a set-up may be begun again. True the first time.
-pub(crate) fn install() -> bool {
-    if INSTALLED.swap(true, Ordering::Relaxed) {
-        return false;
-    }
+/// Installs the handlers, when a set-up begins. It begins again where a fork cut it off, perhaps after this: twice does no
+/// harm.
+pub(crate) fn install() {
     // SAFETY: the handlers are functions of this object, which stays loaded. An error means that there is no memory,
     // and then a child of several threads has to do without.
     // <https://man7.org/linux/man-pages/man3/pthread_atfork.3.html>
     unsafe {
         libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child));
     }
-    true
-}
-
-static INSTALLED: AtomicBool = AtomicBool::new(false);
-
-/// In the child of a fork that did not run the handlers: they have to be installed here.
-pub(crate) fn not_installed() {
-    INSTALLED.store(false, Ordering::Relaxed);
 }
 
 /// How many arenas' locks `before` took. Another thread may decide how many there are before `in_parent` runs.
 static ARENAS: AtomicUsize = AtomicUsize::new(0);
 
-/// Forks under way that took no lock, as the process has one thread: more than one if a signal handler forks that
-/// interrupted a fork. They end in the opposite order, and each process has its own count.
+/// The thread whose fork holds all locks, 0 for none.
+static HOLDER: AtomicI32 = AtomicI32::new(0);
+
+/// Calls of [`before`] that took no lock and are not ended: since the process has one thread, and then there may be more
+/// than one, if a signal handler forks that interrupted a fork; or since the fork holds them already, if the handlers are
+/// installed twice. They end in the opposite order, and each process has its own count.
 static LOCKLESS: AtomicUsize = AtomicUsize::new(0);
 
-/// Ends a fork that took no lock, if the one that ends is such a fork.
+/// Ends a call of [`before`], if that took no lock.
 fn end_lockless() -> bool {
-    let forks = LOCKLESS.load(Ordering::Relaxed);
-    if forks > 0 {
-        LOCKLESS.store(forks - 1, Ordering::Relaxed);
+    let calls = LOCKLESS.load(Ordering::Relaxed);
+    if calls > 0 {
+        LOCKLESS.store(calls - 1, Ordering::Relaxed);
     }
-    forks > 0
+    calls > 0
 }
 
 /// glibc's list of open streams, whose lock its owner may take again. The functions have been public since glibc 2.2,
@@ -107,13 +101,15 @@ fn pools() -> [&'static Lock; 2] {
 }
 
 extern "C" fn before() {
-    if os::has_one_thread() {
+    let thread = os::thread_id();
+    if HOLDER.load(Ordering::Relaxed) == thread || os::has_one_thread() {
         LOCKLESS.fetch_add(1, Ordering::Relaxed);
         return;
     }
     streams::lock();
     // Forks of several threads may be here at once; from the first lock on it is this one's number.
     first_locks().into_iter().for_each(Lock::acquire);
+    HOLDER.store(thread, Ordering::Relaxed);
     ARENAS.store(arena::usable(), Ordering::Relaxed);
     locks().for_each(Lock::acquire);
     pages::lock_for_fork();
@@ -126,6 +122,7 @@ extern "C" fn in_parent() {
     if end_lockless() {
         return;
     }
+    HOLDER.store(0, Ordering::Relaxed);
     // SAFETY: taken by `before`, in this thread.
     unsafe {
         meta::unlock_after_fork();
@@ -149,8 +146,10 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     if end_lockless() {
+        setup::in_child_of_handler();
         return;
     }
+    HOLDER.store(0, Ordering::Relaxed);
     setup::in_child();
     background::in_child();
     private::in_child();
@@ -169,4 +168,32 @@ extern "C" fn in_child() {
         unsafe { lock.reset() };
     }
     streams::reset();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+
+    #[test]
+    fn handlers_that_are_installed_twice() {
+        // In a child, since other tests of this process fork without these handlers.
+        let child = || {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let other = std::thread::spawn(move || stopped.recv());
+            (0..2).for_each(|_| install());
+            // SAFETY: the grandchild takes a lock of this crate's.
+            os::tests::expect_success(unsafe { os::tests::fork(all_is_free) });
+            assert!(all_is_free() && !os::has_one_thread());
+            drop(stop);
+            assert!(other.join().is_ok());
+        };
+        // SAFETY: the child has a thread of its own; the C library's allocator allows that.
+        os::tests::expect_success(unsafe { os::tests::fork(|| std::panic::catch_unwind(child).is_ok()) });
+    }
+
+    fn all_is_free() -> bool {
+        let (holder, lockless) = (HOLDER.load(Ordering::Relaxed), LOCKLESS.load(Ordering::Relaxed));
+        (holder, lockless) == (0, 0) && front::lock().try_lock().is_some()
+    }
 }

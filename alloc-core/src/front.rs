@@ -7,6 +7,8 @@
 //! The functions out of line take their arguments where the hit path has them in registers already, so that it
 //! moves nothing on their behalf.
 //!
+//! Before the mode is decided small blocks come from [`early`], until that is used up.
+//!
 //! Everything else is out of line: [`allocate_slow`] and [`free_slow`] for a sequence that found nothing, the `medium`
 //! functions for sizes beyond the small ones. Memory that cannot be had is tried once more after everything free was
 //! given back; then the answer is null.
@@ -20,7 +22,7 @@ use crate::shard::gate::{FAST, fast};
 use crate::shard::vcpu::OnVcpu;
 use crate::shard::{self, Visit, arena, displacement};
 use crate::size_class::{MEDIUM_MAX, SINGLE_BLOCK, SMALL_MAX, TABLE, bin, class, class_of_bin, medium_bin};
-use crate::{background, central, decay, large, limit, map, os};
+use crate::{background, central, decay, early, large, limit, map, os};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -208,6 +210,12 @@ fn allocate_slow(displacement: usize, options: &Options) -> *mut u8 {
         return block;
     }
     let bin = shard::bin_at(displacement);
+    if setup::is_undecided() {
+        setup::begin(options);
+        if let Some(block) = early::allocate(options, class_of_bin(bin)) {
+            return block.as_ptr();
+        }
+    }
     let block = match visit(options, |access| shard::allocate(access, bin), |arena| shard::allocate(arena, bin)) {
         Some(block) => block,
         None => central::allocate_one(class_of_bin(bin)).map_or(0, |block| block.as_ptr().expose_provenance()),
@@ -227,6 +235,9 @@ pub(crate) fn free_slow(block: *mut u8, displacement: usize, options: &Options) 
     let block = block.expose_provenance();
     // SAFETY: as in `free`; magazines have the words of chains.
     if unsafe { FAST.push_chained(displacement, block) }.committed() {
+        return;
+    }
+    if setup::is_undecided() && early::free(block, class_of_bin(bin), Seen::Now) {
         return;
     }
     let done = visit(options, |access| shard::free(access, bin, block), |arena| shard::free(arena, bin, block));

@@ -42,8 +42,8 @@
 //!
 //! # Layers, top to bottom
 //!
-//! `global` (the interface of Rust) and [`c`] (what a C interface is made of), `front` (which layer serves a request), `setup` (the mode), `shard` (per-vCPU
-//! caches), `depot`, `decay`, `central`, `magazine`, `pages` and `large`, then `map` (address to page data), `meta`
+//! `global` (the interface of Rust) and [`c`] (what a C interface is made of), `front` (which layer serves a request), `setup` (the mode),
+//! `early` (the first blocks), `shard` (per-vCPU caches), `depot`, `decay`, `central`, `magazine`, `pages` and `large`, then `map` (address to page data), `meta`
 //! (memory for metadata), `limit` (what is counted and refused) and `os`. Nothing imports upwards.
 //!
 //! # Bad frees
@@ -81,6 +81,7 @@ pub mod c;
 mod central;
 mod decay;
 mod depot;
+mod early;
 mod fatal;
 mod fork;
 mod front;
@@ -113,7 +114,10 @@ pub use stats::Stats;
 
 /// What the caches belong to in this process, and why.
 ///
-/// The first allocation decides it. Called before that, this decides it with default options and the environment.
+/// The first allocation beyond 32 KiB of small blocks decides it. Called before that, this decides it, with the options
+/// that the first allocation was asked for with, or the defaults if there was none, and the environment.
+///
+/// That takes system calls that are not needed afterwards. A program that is going to filter its own calls this first.
 ///
 /// ```
 /// println!("{}", alloc_core::mode());

@@ -3,7 +3,7 @@
 use core::fmt;
 use rseq_sys::{IndexKind, Unavailable};
 
-/// What the allocator's caches belong to in this process, decided at its first allocation and fixed from then on.
+/// What the allocator's caches belong to in this process, decided by one of its first allocations and fixed from then on.
 ///
 /// Its `Display` form is one clause for logs: `mm_cid, registered by libc, feature size 28 (libc says 20)`, or
 /// `arenas: rseq registration answered ENOSYS`.

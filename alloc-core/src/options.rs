@@ -1,6 +1,6 @@
 //! Options: a `const` builder on the static, and one environment variable.
 //!
-//! They are read once, when the first allocation decides the mode. The environment wins over the builder, so that an
+//! They are read once, by the first allocation. The environment wins over the builder, so that an
 //! operator can change what was compiled in. A value that makes no sense is named in a line on file descriptor 2 and
 //! ignored. Programs that run with other privileges than their caller's (`AT_SECURE`) ignore the environment.
 
@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) soft_limit: Limit,
     pub(crate) hard_limit: Limit,
     pub(crate) huge_pages: HugePages,
+    /// Whether the first blocks may come from [`crate::early`].
+    pub(crate) early: bool,
     /// For tests only; the environment has no name for it.
     pub(crate) places: Option<Places>,
 }
@@ -59,13 +61,13 @@ impl Options {
             soft_limit: Limit::None,
             hard_limit: Limit::None,
             huge_pages: HugePages::System,
+            early: true,
             places: None,
         }
     }
 
-    /// These options with what the environment says about them. `warnings`: whether wrong values are named on file
-    /// descriptor 2, which is not done again when a set-up begins again.
-    pub(crate) fn with_environment(mut self, warnings: bool) -> Self {
+    /// These options with what the environment says about them.
+    pub(crate) fn with_environment(mut self) -> Self {
         // SAFETY: always sound. <https://man7.org/linux/man-pages/man3/getauxval.3.html>
         if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
             return self;
@@ -78,8 +80,7 @@ impl Options {
             for part in parts(unsafe { CStr::from_ptr(value) }.to_bytes()) {
                 match setting(part) {
                     Ok(setting) => self.set(setting),
-                    Err(expected) if warnings => warn(part, " in RSEQ_ALLOC: ", expected),
-                    Err(_) => {}
+                    Err(expected) => warn(part, " in RSEQ_ALLOC: ", expected),
                 }
             }
         }
@@ -99,15 +100,19 @@ impl Options {
         }
     }
 
-    /// Hands each layer its part, in a process that may use so many CPUs.
+    /// Puts in force what has to be so before any memory is taken.
+    pub(crate) fn apply_limits(&self) {
+        limit::set_soft(self.soft_limit);
+        limit::set_hard(self.hard_limit);
+        huge::set(self.huge_pages);
+    }
+
+    /// Hands the layers all else, in a process that may use so many CPUs.
     pub(crate) fn apply(&self, cpus: usize) {
         set_decay_ms(self.decay_ms);
         shard::set_budget(self.shard_budget);
         shard::bound::set(self.cache_limit.unwrap_or_else(|| shard::bound::default(cpus)));
         background::set(self.background);
-        limit::set_soft(self.soft_limit);
-        limit::set_hard(self.hard_limit);
-        huge::set(self.huge_pages);
     }
 }
 

@@ -1,8 +1,12 @@
-//! Set-up: the mode is decided once, by the thread whose allocation comes first, and never changes.
+//! Set-up, in two steps, each taken once by whichever thread comes first:
+//!
+//! * It *begins* with the first allocation of all, which brings in what depends on when and by whom it is asked: handlers
+//!   for `fork` (before those of others), options and environment, limits, the CPUs that the process may use.
+//! * The first allocation that [`early`](crate::early) does not serve *decides* the mode, which never changes.
 //!
 //! Nobody waits for that thread: whoever comes meanwhile (another thread, a signal handler, a call from inside the
-//! set-up) is served by the central layer. Until then, and in arena mode for ever, both tables of the
-//! [`gate`] are closed and every call comes through here.
+//! set-up) is served by the central layer, or from early memory. Until the mode is decided, and in arena mode for ever, both
+//! tables of the [`gate`] are closed and every call comes through here.
 
 use crate::mode::{Kind, Mode, Reason};
 use crate::options::{IndexChoice, Options};
@@ -15,22 +19,89 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use rseq_sys::sequence::Vcpu;
 use rseq_sys::{IndexKind, Registrar, Unavailable};
 
-static STATE: AtomicU32 = AtomicU32::new(UNDECIDED);
-const UNDECIDED: u32 = 0;
-const VCPUS: u32 = 1;
-const ARENAS: u32 = 2;
-/// From here on: it is being decided, by a thread of the process whose number is the state without this bit.
-const DECIDING: u32 = 1 << 31;
-
-const fn is_decided(state: u32) -> bool {
-    matches!(state, VCPUS | ARENAS)
+/// What the process begins with.
+struct Basis {
+    options: Options,
+    /// The CPUs that it may use.
+    cpus: CpuSet,
 }
 
-/// Written once by the deciding thread, before `STATE` says so.
-struct Decision(UnsafeCell<MaybeUninit<Mode>>);
-// SAFETY: written before the release store to STATE, read after an acquire load that sees it.
-unsafe impl Sync for Decision {}
-static MODE: Decision = Decision(UnsafeCell::new(MaybeUninit::uninit()));
+static BASIS: Step<Basis> = Step::new();
+static MODE: Step<Mode> = Step::new();
+
+/// A value that one thread makes for all, while others go on without it.
+struct Step<T> {
+    state: AtomicU32,
+    value: UnsafeCell<MaybeUninit<T>>,
+}
+
+// SAFETY: the value is written by the one thread that found the state OPEN, before a release store of DONE, and read
+// after an acquire load that sees that.
+unsafe impl<T: Send + Sync> Sync for Step<T> {}
+
+/// Nobody has taken the step.
+const OPEN: u32 = 0;
+const DONE: u32 = 1;
+/// From here on: it is being taken, by a thread of the process whose number is the state without this bit.
+const UNDER_WAY: u32 = 1 << 31;
+
+impl<T> Step<T> {
+    const fn new() -> Self {
+        Self { state: AtomicU32::new(OPEN), value: UnsafeCell::new(MaybeUninit::uninit()) }
+    }
+
+    #[inline]
+    fn get(&self) -> Option<&T> {
+        // SAFETY: the state says that the value is written, and it is not written again.
+        (self.state.load(Ordering::Acquire) == DONE).then(|| unsafe { (*self.value.get()).assume_init_ref() })
+    }
+
+    /// Takes the step unless somebody has or is about to. `make` returns `None` if a later call is to take it.
+    fn take(&self, make: impl FnOnce() -> Option<T>) {
+        let here = under_way_here();
+        let state = self.state.load(Ordering::Relaxed);
+        if state & UNDER_WAY != 0 && state != here {
+            // A fork has cut that thread off, without the handlers that would have seen to this.
+            let _ = self.state.compare_exchange(state, OPEN, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        if self.state.compare_exchange(OPEN, here, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return;
+        }
+        let made = os::keep_errno(make);
+        let state = if made.is_some() { DONE } else { OPEN };
+        if let Some(value) = made {
+            // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
+            unsafe { (*self.value.get()).write(value) };
+        }
+        self.state.store(state, Ordering::Release);
+    }
+
+    /// In the child of a fork: `state` in place of the parent's, if the step was under way there.
+    fn in_child(&self, state: u32) {
+        if self.state.load(Ordering::Relaxed) & UNDER_WAY != 0 {
+            self.state.store(state, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The state of a step that this process takes.
+fn under_way_here() -> u32 {
+    // SAFETY: always sound. <https://man7.org/linux/man-pages/man2/getpid.2.html>
+    UNDER_WAY | unsafe { libc::getpid() }.cast_unsigned()
+}
+
+/// In the child of a fork that cut off all other threads: lets this one take the steps that they were taking.
+pub(crate) fn in_child() {
+    BASIS.in_child(OPEN);
+    MODE.in_child(OPEN);
+}
+
+/// In the child of a fork by a signal handler that interrupted the only thread: that goes on with its step.
+pub(crate) fn in_child_of_handler() {
+    let here = under_way_here();
+    BASIS.in_child(here);
+    MODE.in_child(here);
+}
 
 /// Where a call goes that reached the slow path.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,20 +117,18 @@ pub(crate) enum Route {
 /// The route for the calling thread, which is registered if need be; decides the mode if nobody has.
 pub(crate) fn route(options: &Options) -> Route {
     decide_if_undecided(options);
-    match STATE.load(Ordering::Acquire) {
-        VCPUS => vcpu_route(),
-        ARENAS => Route::Arena,
-        _ => Route::Direct,
+    match MODE.get() {
+        Some(Mode { kind: Kind::Vcpus { rseq, .. } }) => vcpu_route(rseq.registrar),
+        Some(Mode { kind: Kind::Arenas(_) }) => Route::Arena,
+        None => Route::Direct,
     }
 }
 
-fn vcpu_route() -> Route {
+fn vcpu_route(registrar: Registrar) -> Route {
     if rseq_sys::thread_is_registered() || rseq_sys::ensure_thread().is_ok() {
         return Route::Vcpu;
     }
-    if let Some(Mode { kind: Kind::Vcpus { rseq, .. } }) = mode()
-        && rseq.registrar == Registrar::Libc
-    {
+    if registrar == Registrar::Libc {
         gate::close_for_good();
     }
     Route::Arena
@@ -67,61 +136,65 @@ fn vcpu_route() -> Route {
 
 /// The mode, if it is decided.
 pub(crate) fn mode() -> Option<Mode> {
-    // SAFETY: the state says that the cell is written, and it is not written again.
-    is_decided(STATE.load(Ordering::Acquire)).then(|| unsafe { (*MODE.0.get()).assume_init() })
+    MODE.get().copied()
 }
 
-/// [`decide`], at the cost of a load where that has long been done.
+/// Whether nobody has decided the mode or is about to.
+#[inline]
+pub(crate) fn is_undecided() -> bool {
+    MODE.state.load(Ordering::Relaxed) == OPEN
+}
+
+/// The first step, unless somebody has taken it or is about to.
+#[inline]
+pub(crate) fn begin(options: &Options) {
+    if BASIS.state.load(Ordering::Relaxed) != DONE {
+        take_basis(options);
+    }
+}
+
+#[cold]
+fn take_basis(options: &Options) {
+    BASIS.take(|| {
+        // First of all, so that a child of a fork in the middle of this can be helped.
+        fork::install();
+        let options = options.with_environment();
+        options.apply_limits();
+        Some(Basis { options, cpus: CpuSet::allowed() })
+    });
+}
+
+/// Both steps, at the cost of a load where they have long been taken.
 #[inline]
 pub(crate) fn decide_if_undecided(options: &Options) {
-    if !is_decided(STATE.load(Ordering::Relaxed)) {
+    if MODE.state.load(Ordering::Relaxed) != DONE {
         decide(options);
     }
 }
 
-/// Decides the mode unless somebody has or is about to.
 #[cold]
 fn decide(options: &Options) {
-    // SAFETY: always sound. <https://man7.org/linux/man-pages/man2/getpid.2.html>
-    let here = DECIDING | unsafe { libc::getpid() }.cast_unsigned();
-    let state = STATE.load(Ordering::Relaxed);
-    if state & DECIDING != 0 && state != here {
-        // A fork has cut that thread off, before it had installed the handlers that would have seen to this.
-        if STATE.compare_exchange(state, UNDECIDED, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            fork::not_installed();
-        }
+    begin(options);
+    if let Some(basis) = BASIS.get() {
+        MODE.take(|| make_mode(basis));
     }
-    if STATE.compare_exchange(UNDECIDED, here, Ordering::Acquire, Ordering::Relaxed).is_err() {
-        return;
-    }
-    let state = os::keep_errno(|| decide_alone(options));
-    STATE.store(state, Ordering::Release);
 }
 
-/// [`decide`], for the one thread that does it; returns the new state.
-fn decide_alone(options: &Options) -> u32 {
-    // First of all, so that a child of a fork in the middle of this can be helped.
-    let first = fork::install();
-    let options = options.with_environment(first);
-    let allowed = CpuSet::allowed();
-    see_topology(&allowed, &options);
-    let cpus = allowed.count().max(1);
+fn make_mode(basis: &Basis) -> Option<Mode> {
+    let Basis { options, cpus } = basis;
+    see_topology(cpus, options);
+    let cpus = cpus.count().max(1);
     options.apply(cpus);
     arena::set_count(cpus);
     let kind = match choose(options.index) {
         // This thread is registering right now, and that is where this call comes from. A later one decides.
-        Err(Reason::Rseq(Unavailable::Busy)) => return UNDECIDED,
+        Err(Reason::Rseq(Unavailable::Busy)) => return None,
         chosen => chosen.unwrap_or_else(Kind::Arenas),
     };
-    let state = if matches!(kind, Kind::Vcpus { .. }) {
-        VCPUS
-    } else {
+    if matches!(kind, Kind::Arenas(_)) {
         private::open(cpus);
-        ARENAS
-    };
-    // SAFETY: only the thread that won the exchange comes here, and nobody reads before it stores the state.
-    unsafe { (*MODE.0.get()).write(Mode { kind }) };
-    state
+    }
+    Some(Mode { kind })
 }
 
 /// Makes a page heap for each node and a depot for each last-level cache, where there are several. Before the options are
@@ -132,13 +205,6 @@ fn see_topology(cpus: &CpuSet, options: &Options) {
     let _guard = gate::lock().lock();
     pages::open(found.nodes());
     topology::publish(found);
-}
-
-/// In the child of a fork that cut another thread off in the middle of deciding: lets this one begin again.
-pub(crate) fn in_child() {
-    if !is_decided(STATE.load(Ordering::Relaxed)) {
-        STATE.store(UNDECIDED, Ordering::Relaxed);
-    }
 }
 
 /// Opens the shards for the index that is asked for and offered, or says why not.
@@ -161,4 +227,45 @@ fn choose(index: IndexChoice) -> Result<Kind, Reason> {
         return Err(Reason::NoMemory);
     }
     Ok(Kind::Vcpus { rseq, index, membarrier })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_taken_once() {
+        let step = Step::new();
+        step.take(|| None);
+        assert_eq!(step.get(), None);
+        step.take(|| {
+            // From inside, or as another thread would.
+            step.take(|| Some(1));
+            Some(2)
+        });
+        step.take(|| Some(3));
+        assert_eq!(step.get(), Some(&2));
+    }
+
+    /// In place of the state of a step that the child takes.
+    const HERE: u32 = UNDER_WAY;
+
+    #[test]
+    fn a_fork_in_the_middle_of_a_step() {
+        // The thread was cut off, which the handlers told or not; or it goes on.
+        for (told, expected) in [(None, Some(&1)), (Some(OPEN), Some(&1)), (Some(HERE), None)] {
+            let step = Step::new();
+            step.take(|| {
+                let again = || {
+                    let state = |told| if told == HERE { under_way_here() } else { told };
+                    told.map(state).into_iter().for_each(|state| step.in_child(state));
+                    step.take(|| Some(1));
+                    step.get() == expected
+                };
+                // SAFETY: the child calls nothing but this.
+                os::tests::expect_success(unsafe { os::tests::fork(again) });
+                Some(2)
+            });
+        }
+    }
 }

@@ -18,7 +18,7 @@
 use crate::mode::Mode;
 use crate::os::topology::{self, NODES};
 use crate::shard::{arena, bound, drain, gate, idle, private, vcpu};
-use crate::{central, depot, front, large, limit, meta, pages};
+use crate::{central, depot, early, front, large, limit, meta, pages};
 use core::fmt;
 
 /// See [`crate::stats`].
@@ -162,6 +162,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let central = central::usage();
     let (pages, spans_by_node) = pages::usage();
     let large = large::usage();
+    let early = early::out();
     let limits = limit::usage();
     let bound = bound::usage();
     let (idle_drains, cache_limit_drains) = idle::drained();
@@ -169,16 +170,17 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let metadata = meta::bytes() + (shards + private::made()) * size_of::<crate::shard::Shard>();
     Stats {
         mode,
-        allocated: (central.out + large.served_bytes).saturating_sub(cached_shards + depot.cached),
+        allocated: (central.out + large.served_bytes + early).saturating_sub(cached_shards + depot.cached),
         // Blocks, what is with the OS and what is left beside them fill the pages of spans; likewise mappings.
         waste: central.behind + large.live_bytes.saturating_sub(large.served_bytes),
-        active: central.out + central.cached + central.behind + large.live_bytes,
+        active: central.out + central.cached + central.behind + large.live_bytes + early,
         resident: pages.used_bytes.saturating_sub(central.returned)
             + pages.free_resident_bytes
             + large.live_bytes
-            + large.cached_bytes,
+            + large.cached_bytes
+            + early,
         metadata,
-        mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata,
+        mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata + early,
         counted: limits.counted,
         soft_limit: limits.soft,
         hard_limit: limits.hard,

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
             "address_space" => play_address_space(argument),
             "purgers" => play_purgers(argument),
             "fork" => play_fork(argument),
+            "first" => play_first(argument),
             "errno" => play_errno(),
             "budget" => play_budget(argument),
             "mode" => println!("{}", alloc_core::mode()),
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Check::new("a_small_address_space_is_used", a_small_address_space_is_used),
         Check::new("exhaustion_beside_purging_threads_recovers", exhaustion_beside_purging_threads_recovers),
         Check::new("a_fork_in_the_middle_of_set_up_is_survived", a_fork_in_the_middle_of_set_up_is_survived),
+        Check::new("the_first_small_blocks_map_nothing", the_first_small_blocks_map_nothing),
         Check::new("errno_is_kept_by_the_first_allocation", errno_is_kept_by_the_first_allocation),
         Check::new("an_unlimited_budget_is_no_budget_of_zero", an_unlimited_budget_is_no_budget_of_zero),
         Check::new("the_loader_as_program_finds_the_symbols", the_loader_as_program_finds_the_symbols),
@@ -65,6 +67,51 @@ fn limit(resource: libc::__rlimit_resource_t, used: usize, room: usize) {
     let limit = libc::rlimit { rlim_cur: (used + room) as libc::rlim_t, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: a valid limit.
     assert_eq!(unsafe { libc::setrlimit(resource, &limit) }, 0);
+}
+
+/// Promise: as long as a process has had only some KiB of small blocks, nothing is mapped for it. The blocks are like any
+/// others, and serve again once there are caches.
+fn the_first_small_blocks_map_nothing() {
+    for size in [8, 64, 1000] {
+        play("first", size);
+    }
+}
+
+fn play_first(size: usize) {
+    let allocate = |number: usize| {
+        // SAFETY: the layout is valid.
+        let block = unsafe { ALLOC.alloc(layout(size)) };
+        assert!(!block.is_null());
+        // SAFETY: a block of that size.
+        unsafe { block.write_bytes(number as u8, size) };
+        block
+    };
+    let mut blocks = Vec::with_capacity(1 << 20);
+    let before = status("VmSize");
+    blocks.extend((0..(20 << 10) / size).map(allocate));
+    // SAFETY: a block of that layout, which is not used any more.
+    unsafe { ALLOC.dealloc(blocks.swap_remove(7), layout(size)) };
+    assert_eq!(status("VmSize"), before);
+    let early = blocks.len();
+    blocks.extend((early..(64 << 10) / size).map(allocate));
+    assert!(status("VmSize") > before + (1 << 20));
+    let stats = alloc_core::stats();
+    assert!(stats.allocated >= blocks.len() * size && stats.allocated <= stats.resident, "{stats}");
+    let mut addresses: Vec<_> = blocks.iter().map(|block| block.addr()).collect();
+    addresses.sort_unstable();
+    assert!(addresses.windows(2).all(|pair| pair[0] + size <= pair[1]));
+    for block in blocks {
+        // SAFETY: a live block of that size, which is freed once.
+        unsafe {
+            assert!(std::slice::from_raw_parts(block, size).windows(2).all(|pair| pair[0] == pair[1]));
+            ALLOC.dealloc(block, layout(size));
+        }
+    }
+    // The last that were freed are the first to serve.
+    let again = allocate(0).addr();
+    assert!(addresses.binary_search(&again).is_ok());
+    alloc_core::purge();
+    assert!(alloc_core::stats().allocated <= 4096);
 }
 
 /// Promise: reservations shrink under a small RLIMIT_AS, so that most of what is left serves blocks; what does not fit

@@ -26,7 +26,7 @@ use crate::meta::Pool;
 use crate::os::futex::{Lock, Locked};
 use crate::os::topology::{self, NODES};
 use crate::size_class::{CLASS, CLASSES, Class, PAGE, PAGE_SHIFT, class};
-use crate::{large, limit, map, os, pages};
+use crate::{early, large, limit, map, os, pages};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
@@ -337,8 +337,8 @@ pub(crate) fn allocate_single(class_index: usize) -> Option<(NonNull<u8>, bool)>
     Some((block, core::mem::take(&mut s.zeroed)))
 }
 
-/// The span of a block that was freed as one of `class_index`. Or the block was a classed one of the large, and is freed
-/// now: `None`. Ends the process if the map says otherwise.
+/// The span of a block that was freed as one of `class_index`. Or the block was a classed one of the large or an early one,
+/// and is freed now: `None`. Ends the process if the map says otherwise.
 fn span_or_classed(block: usize, class_index: usize, seen: Seen) -> Option<NonNull<Span>> {
     let (actual, owner) = map::lookup(block);
     if usize::from(actual) == class_index && !owner.is_null() {
@@ -349,6 +349,9 @@ fn span_or_classed(block: usize, class_index: usize, seen: Seen) -> Option<NonNu
         // SAFETY: a block that was freed; where another thread freed it, too, one of them is told.
         && unsafe { large::free(start) }.is_ok()
     {
+        return None;
+    }
+    if early::free(block, class_index, seen) {
         return None;
     }
     Some(span_of(block, class_index, seen))

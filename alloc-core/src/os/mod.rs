@@ -48,6 +48,12 @@ pub(crate) fn keep_errno<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
+/// The number of the calling thread. <https://man7.org/linux/man-pages/man2/gettid.2.html>
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: always sound.
+    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+}
+
 /// Whether this process has no other thread: the directory with a directory for each of them has three links then. False
 /// if that cannot be found out.
 ///

@@ -87,11 +87,12 @@ fn flag(address: usize) -> &'static str {
 }
 
 pub(super) fn play_advice() {
-    let small = Blocks::of(1000, 1000);
+    // More than the static memory that the first blocks have.
+    let small = Blocks::of(1000, MIB);
     let large = Blocks::of(5 * MIB, 5 * MIB);
     // SAFETY: the size is not zero, and the growth is of that block.
     let grown = unsafe { ALLOC.realloc(ALLOC.alloc(layout(2 * MIB)), layout(2 * MIB), 20 * MIB) };
-    println!("{} {} {}", flag(small.0[0].0), flag(large.0[0].0), flag(grown.addr()));
+    println!("{} {} {}", flag(small.0[1000].0), flag(large.0[0].0), flag(grown.addr()));
     // SAFETY: the block is ours.
     unsafe { ALLOC.dealloc(grown, layout(20 * MIB)) };
 }
