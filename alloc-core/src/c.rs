@@ -356,6 +356,8 @@ pub unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
 
 /// Whether freed memory is kept for a while, the default, or goes back to the operating system at once.
 pub fn set_decay(kept: bool) {
+    // Afterwards nothing else changes it.
+    start();
     set_decay_ms(if kept { DEFAULT_DECAY_MS } else { 0 });
 }
 

@@ -1,12 +1,13 @@
 //! The first small blocks of a Rust program, from static memory: one that needs no more than [`BYTES`] of them ends
-//! without a set-up, which costs some 30 system calls and as many page faults.
+//! without a decision about the mode, which costs some 30 system calls and as many page faults.
 //!
 //! The blocks are as long as those of their class and as aligned. So when the mode is decided they are like any others: a
 //! free by size puts them into a magazine, where they serve again. Only when that is emptied into the spans they are
 //! told apart, by their address, and dropped.
 //!
 //! Until then a block that is freed does not serve again, so that a program which allocates and frees for ever soon comes
-//! to the set-up, and to caches. Nothing here takes a lock.
+//! to the decision, and to caches. Nothing here takes a lock. What was taken counts for the limits for ever, since it
+//! stays resident.
 //!
 //! The C functions take nothing from here: a free without a size asks the map for the class of a block, and comes here,
 //! where [`class_of`] knows it, only when the map does not.
@@ -38,10 +39,12 @@ const _: () = assert!(CLASSES < FREED as usize);
 
 /// Where the next block may start.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that blocks were made of, with the gaps before them.
+static USED: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of blocks that are out, or in magazines.
 static OUT: AtomicUsize = AtomicUsize::new(0);
 
-/// A block of a class, if the options allow it. `None`: it is none of the small ones, or there is no room.
+/// A block of a class, if the options and the limits allow it. `None`: it is none of the small ones, or there is no room.
 pub(crate) fn allocate(options: &Options, class_index: usize) -> Option<NonNull<u8>> {
     let size = class(class_index).size as usize;
     if size > SMALL_MAX || !options.early {
@@ -51,8 +54,12 @@ pub(crate) fn allocate(options: &Options, class_index: usize) -> Option<NonNull<
     let start = |next: usize| next.next_multiple_of(1 << size.trailing_zeros());
     let fits = |next| Some(start(next) + size).filter(|end| *end <= BYTES);
     let next = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+    let bytes = start(next) + size - next;
+    if !limit::charge(bytes) {
+        return None;
+    }
+    USED.fetch_add(bytes, Ordering::Relaxed);
     OUT.fetch_add(size, Ordering::Relaxed);
-    limit::account(size);
     STARTS.get(start(next) / 8)?.store(class_index as u8, Ordering::Relaxed);
     NonNull::new(MEMORY.0.get().cast::<u8>().wrapping_add(start(next)))
 }
@@ -82,13 +89,20 @@ pub(crate) fn free(block: usize, class_index: usize, seen: Seen) -> bool {
         Err(other) => fatal::wrong_size(block, size, class(other.into()).size as usize, seen),
     }
     OUT.fetch_sub(size, Ordering::Relaxed);
-    limit::release(size);
     true
 }
 
-/// Bytes of blocks that are out, or in magazines.
-pub(crate) fn out() -> usize {
-    OUT.load(Ordering::Relaxed)
+/// What [`usage`] reports.
+pub(crate) struct Usage {
+    /// Bytes of blocks that are out, or in magazines.
+    pub(crate) out: usize,
+    /// Bytes that blocks were made of.
+    pub(crate) used: usize,
+}
+
+/// How much of the memory serves, and how much ever did.
+pub(crate) fn usage() -> Usage {
+    Usage { out: OUT.load(Ordering::Relaxed), used: USED.load(Ordering::Relaxed) }
 }
 
 #[cfg(test)]
@@ -115,12 +129,13 @@ mod tests {
             taken.push((start, len, index));
         }
         let bytes: usize = taken.iter().map(|each| each.1).sum();
-        assert!(bytes > BYTES * 3 / 4 && out() == bytes);
+        let Usage { out, used } = usage();
+        assert!(bytes > BYTES * 3 / 4 && out == bytes && (bytes..=BYTES).contains(&used));
         for (block, _, index) in taken {
             assert_eq!((class_of(block), class_of(block + 1)), (Some(index), None));
             assert!(free(block, index, Seen::Now) && class_of(block).is_none());
         }
-        assert_eq!(out(), 0);
+        assert_eq!((usage().out, usage().used), (0, used));
         let (start, last) = (MEMORY.0.get().addr(), class_of_bin(bin(SMALL_MAX - 1).unwrap()));
         assert!(
             !free(start + BYTES, last, Seen::Now)

@@ -22,7 +22,7 @@
 //!
 //! A process with one thread needs none of this, since nothing in it can be half done by another. Then no lock is taken,
 //! which spares it the copies, and a signal handler may fork whatever it interrupted: both processes go on from there,
-//! with the locks that the interrupted code holds. With several threads such a handler waits for its own thread.
+//! with the locks that the interrupted code holds. With several threads such a handler may wait for its own thread for ever.
 //!
 //! Whoever forks around the C library (`_Fork`, `clone`) gets none of this.
 
@@ -30,11 +30,17 @@ use crate::os;
 use crate::os::futex::Lock;
 use crate::shard::{arena, drain, gate, private};
 use crate::{background, central, depot, front, large, magazine, meta, pages, setup};
-use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
-/// Installs the handlers, when a set-up begins. It begins again where a fork cut it off, perhaps after this: twice does no
-/// harm.
+/// Whether a fork has found the handlers installed.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Installs the handlers, when a set-up begins. It begins again where a fork cut it off, perhaps after this. Then they have
+/// run before that fork, or it was one that runs none; there they may be installed twice, which does no harm here.
 pub(crate) fn install() {
+    if INSTALLED.load(Ordering::Relaxed) {
+        return;
+    }
     // SAFETY: the handlers are functions of this object, which stays loaded. An error means that there is no memory,
     // and then a child of several threads has to do without.
     // <https://man7.org/linux/man-pages/man3/pthread_atfork.3.html>
@@ -101,6 +107,7 @@ fn pools() -> [&'static Lock; 2] {
 }
 
 extern "C" fn before() {
+    INSTALLED.store(true, Ordering::Relaxed);
     let thread = os::thread_id();
     if HOLDER.load(Ordering::Relaxed) == thread || os::has_one_thread() {
         LOCKLESS.fetch_add(1, Ordering::Relaxed);
@@ -146,7 +153,12 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     if end_lockless() {
-        setup::in_child_of_handler();
+        // If a fork held the locks, other threads are gone, and its own `in_child` comes yet. Else there were none.
+        if HOLDER.load(Ordering::Relaxed) == 0 {
+            setup::in_child_of_handler();
+        } else {
+            setup::in_child();
+        }
         return;
     }
     HOLDER.store(0, Ordering::Relaxed);

@@ -114,10 +114,12 @@ pub use stats::Stats;
 
 /// What the caches belong to in this process, and why.
 ///
-/// The first allocation beyond 32 KiB of small blocks decides it. Called before that, this decides it, with the options
-/// that the first allocation was asked for with, or the defaults if there was none, and the environment.
+/// The first allocation that is of more than 1 KiB, or is not among the first 32 KiB of smaller ones, decides it. Called
+/// before that, this decides it, with the options that the first allocation was asked for with, or the defaults if there
+/// was none, and the environment.
 ///
-/// That takes system calls that are not needed afterwards. A program that is going to filter its own calls this first.
+/// That takes system calls that are not needed afterwards. A program that is going to filter its own, or to lose sight of
+/// `/sys` and `/proc`, calls this first.
 ///
 /// ```
 /// println!("{}", alloc_core::mode());

@@ -1,7 +1,8 @@
 //! Set-up, in two steps, each taken once by whichever thread comes first:
 //!
 //! * It *begins* with the first allocation of all, which brings in what depends on when and by whom it is asked: handlers
-//!   for `fork` (before those of others), options and environment, limits, the CPUs that the process may use.
+//!   for `fork` (before those of others), options and environment, limits, the CPUs that the process may use, and the
+//!   registration for fences, which takes milliseconds in a process that has several threads.
 //! * The first allocation that [`early`](crate::early) does not serve *decides* the mode, which never changes.
 //!
 //! Nobody waits for that thread: whoever comes meanwhile (another thread, a signal handler, a call from inside the
@@ -160,6 +161,10 @@ fn take_basis(options: &Options) {
         fork::install();
         let options = options.with_environment();
         options.apply_limits();
+        if options.index != IndexChoice::Arenas {
+            // What comes of it is asked for when the mode is decided.
+            let _ = rseq_sys::membarrier::register();
+        }
         Some(Basis { options, cpus: CpuSet::allowed() })
     });
 }

@@ -162,7 +162,7 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let central = central::usage();
     let (pages, spans_by_node) = pages::usage();
     let large = large::usage();
-    let early = early::out();
+    let early = early::usage();
     let limits = limit::usage();
     let bound = bound::usage();
     let (idle_drains, cache_limit_drains) = idle::drained();
@@ -170,17 +170,20 @@ pub(crate) fn gather(mode: Mode) -> Stats {
     let metadata = meta::bytes() + (shards + private::made()) * size_of::<crate::shard::Shard>();
     Stats {
         mode,
-        allocated: (central.out + large.served_bytes + early).saturating_sub(cached_shards + depot.cached),
-        // Blocks, what is with the OS and what is left beside them fill the pages of spans; likewise mappings.
-        waste: central.behind + large.live_bytes.saturating_sub(large.served_bytes),
-        active: central.out + central.cached + central.behind + large.live_bytes + early,
+        allocated: (central.out + large.served_bytes + early.out).saturating_sub(cached_shards + depot.cached),
+        // Blocks, what is with the OS and what is left beside them fill the pages of spans; likewise mappings. Early
+        // memory serves once.
+        waste: central.behind
+            + large.live_bytes.saturating_sub(large.served_bytes)
+            + early.used.saturating_sub(early.out),
+        active: central.out + central.cached + central.behind + large.live_bytes + early.used,
         resident: pages.used_bytes.saturating_sub(central.returned)
             + pages.free_resident_bytes
             + large.live_bytes
             + large.cached_bytes
-            + early,
+            + early.used,
         metadata,
-        mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata + early,
+        mapped: pages.committed + large.live_bytes + large.cached_bytes + metadata + early.used,
         counted: limits.counted,
         soft_limit: limits.soft,
         hard_limit: limits.hard,

@@ -2,7 +2,10 @@
 
 use crate::abi::KeepErrno;
 
-/// Bytes of the largest set of CPUs that is asked for: 65 536 CPUs, eight times what any kernel is configured for.
+/// Bytes of the set of CPUs that is asked for: 8192 CPUs, what kernels are configured for at most. It is on the stack of
+/// whichever thread asks, which may have little.
+const USUAL: usize = 1024;
+/// And if the kernel says that this is not enough.
 const LARGEST: usize = 8192;
 
 /// A number above every `cpu_id` and `mm_cid` that this kernel gives to a thread, whatever CPUs are added later; a
@@ -18,8 +21,19 @@ const LARGEST: usize = 8192;
 /// ```
 pub fn possible_ids() -> Option<usize> {
     let _errno = KeepErrno::new();
-    let mut set = [0_u8; LARGEST];
+    set_length::<USUAL>().or_else(largest_set_length).map(|bytes| bytes * 8)
+}
+
+#[cold]
+#[inline(never)]
+fn largest_set_length() -> Option<usize> {
+    set_length::<LARGEST>()
+}
+
+/// Bytes of the kernel's sets of CPUs, if they are not more than `MOST`.
+fn set_length<const MOST: usize>() -> Option<usize> {
+    let mut set = [0_u8; MOST];
     // SAFETY: the buffer is valid for its size.
-    let filled = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, LARGEST, set.as_mut_ptr()) };
-    usize::try_from(filled).ok().filter(|&bytes| bytes > 0).map(|bytes| bytes * 8)
+    let filled = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, MOST, set.as_mut_ptr()) };
+    usize::try_from(filled).ok().filter(|&bytes| bytes > 0)
 }

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
             "purgers" => play_purgers(argument),
             "fork" => play_fork(argument),
             "first" => play_first(argument),
+            "stack" => play_stack(),
+            "decay" => play_decay(),
+            "limit" => play_limit(argument),
             "errno" => play_errno(),
             "budget" => play_budget(argument),
             "mode" => println!("{}", alloc_core::mode()),
@@ -38,6 +41,9 @@ fn main() -> ExitCode {
         Check::new("exhaustion_beside_purging_threads_recovers", exhaustion_beside_purging_threads_recovers),
         Check::new("a_fork_in_the_middle_of_set_up_is_survived", a_fork_in_the_middle_of_set_up_is_survived),
         Check::new("the_first_small_blocks_map_nothing", the_first_small_blocks_map_nothing),
+        Check::new("a_small_stack_is_enough_to_decide", a_small_stack_is_enough_to_decide),
+        Check::new("what_c_sets_first_stays_set", what_c_sets_first_stays_set),
+        Check::new("the_first_blocks_count_for_the_hard_limit", the_first_blocks_count_for_the_hard_limit),
         Check::new("errno_is_kept_by_the_first_allocation", errno_is_kept_by_the_first_allocation),
         Check::new("an_unlimited_budget_is_no_budget_of_zero", an_unlimited_budget_is_no_budget_of_zero),
         Check::new("the_loader_as_program_finds_the_symbols", the_loader_as_program_finds_the_symbols),
@@ -92,6 +98,7 @@ fn play_first(size: usize) {
     // SAFETY: a block of that layout, which is not used any more.
     unsafe { ALLOC.dealloc(blocks.swap_remove(7), layout(size)) };
     assert_eq!(status("VmSize"), before);
+    assert!(is_registered_for_fences(), "later it would take milliseconds");
     let early = blocks.len();
     blocks.extend((early..(64 << 10) / size).map(allocate));
     assert!(status("VmSize") > before + (1 << 20));
@@ -112,6 +119,76 @@ fn play_first(size: usize) {
     assert!(addresses.binary_search(&again).is_ok());
     alloc_core::purge();
     assert!(alloc_core::stats().allocated <= 4096);
+}
+
+/// Whether the process is registered for membarrier's fences for rseq, or the kernel does not say (before Linux 6.3).
+fn is_registered_for_fences() -> bool {
+    const GET_REGISTRATIONS: i32 = 1 << 9;
+    const REGISTER_PRIVATE_EXPEDITED_RSEQ: i64 = 1 << 8;
+    // SAFETY: a question. <https://man7.org/linux/man-pages/man2/membarrier.2.html>
+    let answer = unsafe { libc::syscall(libc::SYS_membarrier, GET_REGISTRATIONS, 0, 0) };
+    answer < 0 || answer & REGISTER_PRIVATE_EXPEDITED_RSEQ != 0
+}
+
+/// Promise: the thread that decides the mode may have the smallest stack there is, and have used some of it.
+fn a_small_stack_is_enough_to_decide() {
+    play("stack", 0);
+}
+
+fn play_stack() {
+    extern "C" fn run(_: *mut libc::c_void) -> *mut libc::c_void {
+        let mut own = [1_u8; 5000];
+        std::hint::black_box(&mut own);
+        // SAFETY: the block is given back with its layout.
+        unsafe { ALLOC.dealloc(ALLOC.alloc(layout(2000)), layout(2000)) };
+        std::hint::black_box(&mut own);
+        std::ptr::null_mut()
+    }
+    // SAFETY: each object is initialised by the first call that is given it; the thread runs a function of this program.
+    unsafe {
+        // The first step of set-up; the thread takes the second.
+        ALLOC.dealloc(ALLOC.alloc(layout(8)), layout(8));
+        let (mut attributes, mut thread) = (std::mem::zeroed(), 0);
+        assert_eq!(libc::pthread_attr_init(&raw mut attributes), 0);
+        assert_eq!(libc::pthread_attr_setstacksize(&raw mut attributes, libc::PTHREAD_STACK_MIN), 0);
+        assert_eq!(libc::pthread_create(&raw mut thread, &raw const attributes, run, std::ptr::null_mut()), 0);
+        assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
+    }
+    let stats = alloc_core::stats();
+    assert!(stats.reserved > 0, "the thread decided: {stats}");
+}
+
+/// Promise: what a C function sets before the mode is decided is not undone by the decision.
+fn what_c_sets_first_stays_set() {
+    play("decay", 0);
+}
+
+fn play_decay() {
+    // SAFETY: the blocks are given back with their layouts.
+    unsafe {
+        ALLOC.dealloc(ALLOC.alloc(layout(8)), layout(8));
+        alloc_core::c::set_decay(false);
+        ALLOC.dealloc(ALLOC.alloc(layout(32 << 20)), layout(32 << 20));
+    }
+    let stats = alloc_core::stats();
+    assert_eq!(stats.cached_large, 0, "{stats}");
+}
+
+/// Promise: a hard limit is in force from the first block on.
+fn the_first_blocks_count_for_the_hard_limit() {
+    play("limit", 8192);
+}
+
+fn play_limit(bytes: usize) {
+    let limited = RseqAlloc::new().hard_limit(alloc_core::Limit::Bytes(bytes));
+    // SAFETY: the layout is valid.
+    let allocate = || Some(unsafe { limited.alloc(layout(1000)) }).filter(|block| !block.is_null());
+    let served = std::iter::from_fn(allocate).take(100).count();
+    let stats = alloc_core::stats();
+    assert!(
+        served > 4 && served * 1000 <= bytes && stats.counted - stats.metadata <= bytes,
+        "{served} blocks: {stats}"
+    );
 }
 
 /// Promise: reservations shrink under a small RLIMIT_AS, so that most of what is left serves blocks; what does not fit
@@ -208,8 +285,11 @@ fn play_fork(micros: usize) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             barrier.wait();
-            // SAFETY: the block is given back with its layout.
-            unsafe { ALLOC.dealloc(ALLOC.alloc(layout(100)), layout(100)) };
+            // The first step of set-up, and the second.
+            for size in [100, 2000] {
+                // SAFETY: the block is given back with its layout.
+                unsafe { ALLOC.dealloc(ALLOC.alloc(layout(size)), layout(size)) };
+            }
         });
         barrier.wait();
         std::thread::sleep(Duration::from_micros(micros as u64));
