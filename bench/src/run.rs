@@ -122,7 +122,7 @@ impl Runner<'_> {
                     let outcome = if results.failed(&measure.key(), name) {
                         None
                     } else {
-                        let outcome = self.visit(measure, contender, floor);
+                        let outcome = self.visit(measure, contender, floor, round);
                         outcome.map_err(|reason| note(results, name, &measure.key(), reason)).ok()
                     };
                     let row = results.outcomes.entry(measure.key()).or_default();
@@ -137,7 +137,7 @@ impl Runner<'_> {
     fn count_live(&self, measures: &[Measure], glibc: &Contender, results: &mut Results) {
         for measure in measures.iter().filter(|measure| measure.kind == Kind::Workload) {
             self.progress.show(&format!("counting live bytes: {}", measure.name));
-            let arguments = self.arguments(measure, self.amounts.workload_millis);
+            let arguments = self.arguments(measure, self.amounts.workload_millis, 0);
             match self.outcome(glibc, Program::Live, &arguments) {
                 Ok(outcome) => {
                     results.live.extend(outcome.peak_live.map(|live| (measure.name.clone(), live)));
@@ -147,21 +147,23 @@ impl Runner<'_> {
         }
     }
 
-    fn arguments(&self, measure: &Measure, millis: u64) -> Vec<String> {
+    /// What is random is something else in each round, and the same for all who take part, so that no one sequence decides.
+    fn arguments(&self, measure: &Measure, millis: u64, round: usize) -> Vec<String> {
         let mut arguments = vec![measure.name.clone(), "--millis".to_owned(), millis.to_string()];
-        arguments.extend(["--divisor".to_owned(), self.amounts.divisor.to_string(), "--texts".to_owned()]);
-        arguments.push(self.texts.display().to_string());
+        arguments.extend(["--divisor".to_owned(), self.amounts.divisor.to_string()]);
+        arguments.extend(["--seed".to_owned(), (round + 1).to_string()]);
+        arguments.extend(["--texts".to_owned(), self.texts.display().to_string()]);
         arguments
     }
 
-    fn visit(&self, measure: &Measure, contender: &Contender, floor: bool) -> Result<Outcome, String> {
+    fn visit(&self, measure: &Measure, contender: &Contender, floor: bool, round: usize) -> Result<Outcome, String> {
         let millis = match measure.kind {
             Kind::Loop | Kind::Calls | Kind::Constant => self.amounts.loop_millis,
             Kind::Workload | Kind::Memory => self.amounts.workload_millis,
             Kind::Latency => self.amounts.latency_millis,
             Kind::Hello => return self.hello(measure, contender),
         };
-        let mut arguments = self.arguments(measure, millis);
+        let mut arguments = self.arguments(measure, millis, round);
         if measure.kind == Kind::Calls {
             arguments.push("--calls".to_owned());
         }

@@ -1,7 +1,7 @@
 //! The `main` of the programs: runs one loop or workload and prints its outcome as a line of JSON.
 //!
 //! ```text
-//! PROGRAM NAME [--millis N] [--divisor N] [--texts FOLDER] [--calls] [--floor]
+//! PROGRAM NAME [--millis N] [--divisor N] [--seed N] [--texts FOLDER] [--calls] [--floor]
 //! PROGRAM MEMORY-NAME [--mib N] [--seconds N] [--phase-millis N]
 //! PROGRAM --describe
 //! PROGRAM --list
@@ -69,6 +69,7 @@ struct Arguments {
     name: String,
     millis: u64,
     divisor: usize,
+    seed: usize,
     texts: PathBuf,
     calls: bool,
     floor: bool,
@@ -78,14 +79,15 @@ struct Arguments {
 /// How often a workload that did nothing is given a longer span.
 const LONGER: usize = 3;
 
-const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--texts FOLDER] [--calls] [--floor] [--mib N] [--seconds N] \
-                     [--phase-millis N], or --describe, or --list";
+const USAGE: &str = "usage: NAME [--millis N] [--divisor N] [--seed N] [--texts FOLDER] [--calls] [--floor] [--mib N] \
+                     [--seconds N] [--phase-millis N], or --describe, or --list";
 
 fn arguments() -> Result<Arguments, String> {
     let mut arguments = Arguments {
         name: String::new(),
         millis: 300,
         divisor: 1,
+        seed: 1,
         texts: PathBuf::new(),
         calls: false,
         floor: false,
@@ -98,6 +100,7 @@ fn arguments() -> Result<Arguments, String> {
         match argument.as_str() {
             "--millis" => arguments.millis = number(value()?)?,
             "--divisor" => arguments.divisor = number(value()?)? as usize,
+            "--seed" => arguments.seed = number(value()?)? as usize,
             "--texts" => arguments.texts = value()?.into(),
             "--calls" => arguments.calls = true,
             "--floor" => arguments.floor = true,
@@ -167,6 +170,7 @@ fn workload(extra: Extra, arguments: &Arguments) -> Result<Outcome, String> {
     let mut settings = Settings {
         span: Span::new(Duration::from_millis(arguments.millis)),
         divisor: arguments.divisor,
+        seed: arguments.seed,
         texts: arguments.texts.clone(),
     };
     let recording = (extra == Extra::Latency).then(Recording::begin);

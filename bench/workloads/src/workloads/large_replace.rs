@@ -10,7 +10,8 @@ use crate::crew;
 const LIVE: usize = 40;
 
 pub(super) fn run<A: Subject>(allocator: A, settings: &Settings) -> Outcome {
-    let mut slots = Slots::new(allocator, Sizes::spread(32 << 10, 2 << 20), 0, settings.scaled(LIVE));
+    let (sizes, live) = (Sizes::spread(32 << 10, 2 << 20), settings.scaled(LIVE));
+    let mut slots = Slots::new(allocator, sizes, settings.seed_of(0), live);
     let pace = crew::alone(settings.span, || {
         slots.replace().touch();
         1

@@ -34,6 +34,8 @@ pub struct Settings {
     pub span: Span,
     /// Numbers of threads that park, and of blocks that live, are divided by this: 1, or more for a trial.
     pub divisor: usize,
+    /// What random replacements begin with: the same for the same.
+    pub seed: usize,
     /// Where the files are that the workloads on real text read: see [`json::FILE`] and [`regexes::FILE`].
     pub texts: PathBuf,
 }
@@ -42,6 +44,11 @@ impl Settings {
     /// A number that may be made smaller for a trial.
     fn scaled(&self, full: usize) -> usize {
         (full / self.divisor).max(1)
+    }
+
+    /// What a thread's begin with.
+    fn seed_of(&self, thread: usize) -> usize {
+        self.seed * 1000 + thread
     }
 }
 
@@ -219,7 +226,7 @@ mod tests {
         fs::write(texts.join(regexes::FILE), include_str!("mod.rs")).unwrap();
         fs::write(texts.join(json::FILE), r#"{"packages":[{"name":"a","keywords":["b",1,null]},{"name":"c"}]}"#)
             .unwrap();
-        Settings { span: Span::new(Duration::from_millis(15)), divisor: 100, texts }
+        Settings { span: Span::new(Duration::from_millis(15)), divisor: 100, seed: 1, texts }
     }
 
     #[test]
@@ -255,7 +262,8 @@ mod tests {
 
     #[test]
     fn parked_threads_come_in_any_number() {
-        let settings = Settings { span: Span::new(Duration::from_millis(1)), divisor: 1, texts: PathBuf::new() };
+        let settings =
+            Settings { span: Span::new(Duration::from_millis(1)), divisor: 1, seed: 1, texts: PathBuf::new() };
         let counted = find("parked/7").unwrap().run(&settings, false).unwrap();
         assert!(counted.pace.operations == 7 && counted.rss_kib.is_some_and(|kib| kib > 0));
     }

@@ -14,7 +14,7 @@ const STRIDE: u64 = 64;
 pub(super) fn run<A: Subject>(allocator: A, threads: usize, settings: &Settings) -> Outcome {
     let live = settings.scaled(LIVE);
     let pace = crew::threads(settings.span, threads, |number, hand| {
-        let mut slots = Slots::new(allocator, Sizes::small(), number, live);
+        let mut slots = Slots::new(allocator, Sizes::small(), settings.seed_of(number), live);
         while hand.goes_on() {
             for _ in 0..STRIDE {
                 slots.replace();

@@ -19,7 +19,7 @@ const STRIDE: u64 = 100;
 pub(super) fn run<A: Subject>(allocator: A, settings: &Settings) -> Outcome {
     let live = settings.scaled(LIVE);
     let pace = crew::threads(settings.span, crew::cpus(), |number, hand| {
-        let mut slots = Slots::new(allocator, Sizes::small(), number, live);
+        let mut slots = Slots::new(allocator, Sizes::small(), settings.seed_of(number), live);
         while hand.goes_on() {
             let hand = &mut *hand;
             slots = thread::scope(|scope| {
